@@ -1,0 +1,16 @@
+from . import data as data
+from . import edit as edit
+from . import errors as errors
+from . import explain as explain
+from . import kernels as kernels
+from . import lab as lab
+from . import learn as learn
+from . import nn as nn
+from . import probe as probe
+from . import units as units
+from .units import Neurons as Neurons
+from .units import Recording as Recording
+from .units import Scores as Scores
+from .units import Site as Site
+from .units import sites as sites
+from ._version import __version__ as __version__

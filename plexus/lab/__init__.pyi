@@ -1,0 +1,13 @@
+from ._study import TUNING_SEEDS as TUNING_SEEDS
+from ._study import Arm as Arm
+from ._study import Check as Check
+from ._study import Outcome as Outcome
+from ._study import Paper as Paper
+from ._study import Results as Results
+from ._study import Study as Study
+from ._study import Tuning as Tuning
+from ._study import equivalent as equivalent
+from ._study import exact as exact
+from ._study import interval as interval
+from ._study import study as study
+from ._study import wins as wins
