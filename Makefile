@@ -1,0 +1,71 @@
+# Two commands do everything: `make demo` and `make test`. Both create the environment when it is missing.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+JOBS   ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
+DEMO_SEEDS ?= 3
+STUDIES := ssd adaptive-gain-control ei-adaptive-reservoir
+
+.PHONY: help demo test lint types layers unit smoke docs bench peers ledger clean
+
+help:
+	@echo "make demo    look at the ledger, re-measure its studies on this machine, write report.html"
+	@echo "make test    every check: style, types, layers, tests, smoke runs, documentation"
+	@echo "make bench   benchmarks against the installed peers (make peers installs them, in .venv-peers)"
+	@echo "make ledger  the confirming runs: ten unseen seeds per study, written to ledger/"
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	@echo "— the ledger as shipped —"
+	@$(BIN)/plexus list
+	@$(BIN)/plexus report --out report.html
+	@echo "— measuring again on this machine: $(DEMO_SEEDS) seeds that the ledger has not used —"
+	@$(BIN)/plexus run $(STUDIES) --scale full --seeds $(DEMO_SEEDS) --first-seed 100 --jobs $(JOBS)
+	@$(BIN)/plexus report --out report.html
+	@echo "open report.html"
+
+test: $(STAMP) lint types layers unit smoke docs
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+layers: $(STAMP)
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --doctest-modules tests plexus
+
+# only the studies whose code (or the library code they load) changed since their last smoke run are run again
+smoke: $(STAMP)
+	$(BIN)/plexus run $(STUDIES) --scale smoke --seeds 1 --jobs $(JOBS)
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(STAMP)
+	$(BIN)/plexus bench
+
+# the peers that benchmarks and parity tests compare with live in an environment of their own
+peers: .venv-peers/.installed
+.venv-peers/.installed: benchmarks/peers.txt
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
+	@touch $@
+
+ledger: $(STAMP)
+	$(BIN)/plexus run $(STUDIES) --confirm --jobs $(JOBS)
+	$(BIN)/plexus calibrate
+
+clean:
+	rm -rf build dist site report.html .plexus *.egg-info
