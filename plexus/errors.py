@@ -37,8 +37,8 @@ class PlexusError(Exception):
         mend: what to do now.
 
     Example:
-        >>> print(PlexusError("gain has the wrong length", given=3, expected="4 units", mend="pass one number per unit"))
-        gain has the wrong length
+        >>> print(PlexusError("gain is too short", given=3, expected="4 units", mend="pass one number per unit"))
+        gain is too short
           given: 3
           expected: 4 units
           to mend: pass one number per unit

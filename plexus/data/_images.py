@@ -67,7 +67,7 @@ class Labelled:
 def digits() -> Labelled:
     """Scikit-learn's handwritten digits: 1,797 images of 8×8 in ten classes, `x` `[1797, 1, 8, 8]` in [0, 1].
 
-    Comes with scikit-learn (extra `lab`), so it is there without a download. Source: UCI, Alpaydin & Kaynak 1998, CC BY 4.0.
+    Comes with scikit-learn (extra `lab`), so it is there without a download. Source: Alpaydin & Kaynak 1998, CC BY 4.0.
 
     Example:
         >>> digits().x.shape

@@ -208,9 +208,9 @@ class Results:
 
 
 class Study:
-    """Base of all studies; one per published system, in `plexus/studies/<family>/<slug>.py`, decorated with `@study`.
+    """Base of all studies; one per published system, in `studies/<family>/<slug>.py`, decorated with `@study`.
 
-    A subclass declares the class attributes below and implements `prepare` and `run`; `tune` and `figures` are optional.
+    A subclass declares the attributes below and implements `prepare` and `run`; `tune` and `figures` are optional.
     """
 
     paper: ClassVar[Paper]
@@ -285,7 +285,7 @@ _registry: dict[str, type[Study]] = {}
 
 
 def study(cls: type[Study]) -> type[Study]:
-    """Register a study under the slug that its file name gives (`ei_adaptive_reservoir.py` → `ei-adaptive-reservoir`)."""
+    """Register a study under the slug of its file name (`adaptive_gain_control.py` → `adaptive-gain-control`)."""
     if not (isinstance(cls, type) and issubclass(cls, Study)):
         raise DtypeError("@study decorates a subclass of Study", given=cls)
     parts = cls.__module__.split(".")
