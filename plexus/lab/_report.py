@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page made from the ledger, for a reader with a browser and no network.
 
 The page holds its style, its scripts, the rows themselves as JSON, and Plotly's code once (only where a row has a
-figure of its own; it runs when the first such figure is opened). The claims map and the strips are SVG and need no script.
+figure of its own; it runs when the first such figure is opened). The claims map and the strips are SVG and need none.
 """
 
 from __future__ import annotations
@@ -27,16 +27,14 @@ from plexus.lab._report_rows import (
     check_view,
     colour,
     dots,
-    duration,
     header,
+    in_order,
     load,
     notices,
-    number,
-    settings_words,
-    short,
     summary,
     verdict_views,
 )
+from plexus.lab._report_words import duration, number, settings_words, short
 
 WORDS = ("holds here", "holds in part", "does not hold here", "undecided", "not tested")
 
@@ -153,7 +151,7 @@ def _row_view(row: Row, newest: Row | None) -> dict[str, Any]:
         "verdicts": verdicts,
         "notices": notices(row, newest),
         "links": _links(row["paper"]),
-        "checks": [check_view(check, row["seeds"]) for check in row["checks"]],
+        "checks": [check_view(check, row["seeds"]) for check in in_order(row["checks"])],
         "arms": arms_view(row),
         "settings_table": [_arm_settings(arm) for arm in row["arms"]],
         "tuning": _tuning(row.get("tuning")),

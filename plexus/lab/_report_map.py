@@ -216,5 +216,6 @@ def _label(frame: _Map, dot: Dot, x: float, y: float, taken: list[tuple[float, f
         inside = box[0] >= frame.left and box[2] <= frame.right and box[1] >= frame.top and box[3] <= frame.bottom
         if inside and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             taken.append(box)
-            return f'<text class="name" x="{compact(x + dx)}" y="{compact(y + dy)}" text-anchor="{anchor}">{escape(dot.label)}</text>'
+            place = f'x="{compact(x + dx)}" y="{compact(y + dy)}" text-anchor="{anchor}"'
+            return f'<text class="name" {place}>{escape(dot.label)}</text>'
     return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from plexus.errors import FormatError
 from plexus.lab._figures import VERDICT_KEY, Strip, extent, scale_line, strip
 from plexus.lab._ledger import Row, read_calibration, read_row
 from plexus.lab._report_map import Dot
+from plexus.lab._report_words import bar_words, interval_words, mean_half, number, p_words, short
 from plexus.lab._statistics import benjamini_hochberg, t_interval
 
 QUESTIONS = {
@@ -67,34 +67,6 @@ def load(folder: Path, calibration: Path | None = None) -> Ledger:
         unreadable.append(("calibration.json", str(error)))
     rows.sort(key=lambda row: (row["family"], row["slug"]))
     return Ledger(tuple(rows), found, tuple(unreadable))
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """A number in as many digits as a reader wants; a dash where there is none.
-
-    Example:
-        >>> number(0.123456), number(12345.6), number(None), number(2.0), number(0.00001234)
-        ('0.123', '12,346', '–', '2', '1.23e-05')
-    """
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    magnitude = abs(float(value))
-    if 10 ** (digits - 1) <= magnitude < 1e9:
-        return f"{float(value):,.{0 if digits < 5 else 2}f}".replace("-", "−")
-    text = f"{float(value):.{digits}g}"
-    return text if "e" in text else text.replace("-", "−")
-
-
-def interval_words(low: Any, high: Any) -> str:
-    """`[low, high]` in words, empty where there is no interval."""
-    return "" if low is None or high is None else f"[{number(low)}, {number(high)}]"
-
-
-def p_words(p: Any) -> str:
-    """A p value as papers print it."""
-    return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def colour(word: str) -> str:
@@ -194,21 +166,6 @@ def _study_dot(row: Row) -> Dot:
     )
 
 
-def bar_words(check: Mapping[str, Any]) -> str:
-    """A check's bar in words."""
-    bar = check["bar"]
-    if bar.get("text"):
-        return str(bar["text"])
-    unit = f" {check['unit']}" if check.get("unit") else ""
-    if "at_least" in bar:
-        words = f"at least {number(bar['at_least'])}{unit}"
-    elif "at_most" in bar:
-        words = f"at most {number(bar['at_most'])}{unit}"
-    else:
-        words = f"{number(bar.get('center', 0.0))} ± {number(bar.get('margin'))}{unit}"
-    return f"{words} in {bar['k']} of {bar['n']} seeds" if bar.get("k") else words
-
-
 def header(rows: Sequence[Row]) -> dict[str, Any]:
     """How many claims hold, with the false discovery rate over all studies and both questions held at 5 % (B-H).
 
@@ -234,6 +191,12 @@ def header(rows: Sequence[Row]) -> dict[str, Any]:
             entry["holds"] += q <= FALSE_DISCOVERIES
             dropped += q > FALSE_DISCOVERIES
     return {**counts, "family": len(tested), "with_p": len(with_p), "dropped": dropped, "studies": len(rows)}
+
+
+def in_order(checks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Checks as a reader wants them: what answers the questions first, what only guards the study last."""
+    rank = ["mechanism", "advantage", "control", "sanity"]
+    return sorted(checks, key=lambda c: (rank.index(c["role"]) if c["role"] in rank else 9, not c.get("primary")))
 
 
 def check_view(check: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
@@ -309,7 +272,7 @@ def arms_view(row: Row) -> dict[str, Any]:
         cells = []
         for name in metrics:
             mean, low, high = summary(arm["metrics"].get(name, ()))
-            cells.append((number(mean), number((high - low) / 2) if low is not None and high is not None else ""))
+            cells.append(mean_half(mean, low, high))
         table.append({"name": arm["name"], "role": arm["role"], "note": arm.get("note") or "", "cells": cells})
     plots = []
     for name in metrics:
@@ -322,9 +285,10 @@ def arms_view(row: Row) -> dict[str, Any]:
             pairs = tuple((seed, v) for seed, v in zip(row["seeds"], values, strict=False) if v is not None)
             key = "holds" if arm["role"] == "method" else "untested"
             words = f"{name} of {arm['name']}: mean {number(mean)} {interval_words(low, high)}"
-            spread = f" ± {number((high - low) / 2)}" if low is not None and high is not None else ""
-            lines.append((arm["name"], Strip(pairs, mean, low, high, None, key, words), f"{number(mean)}{spread}",
-                          [number(v, 6) for v in values]))  # fmt: skip
+            middle, half = mean_half(mean, low, high)
+            data = Strip(pairs, mean, low, high, None, key, words)
+            text = f"{middle} ± {half}" if half else middle
+            lines.append((arm["name"], data, text, [number(v, 6) for v in values]))
         axis = extent([line[1] for line in lines])
         rendered = [
             {"arm": arm, "strip": strip(data, axis=axis, scale=False), "numbers": text, "values": values}
@@ -332,11 +296,6 @@ def arms_view(row: Row) -> dict[str, Any]:
         ]
         plots.append({"metric": name, "lines": rendered, "axis": scale_line(axis)})
     return {"metrics": metrics, "table": table, "plots": plots}
-
-
-def settings_words(settings: Mapping[str, Any] | None) -> str:
-    """Settings as `name = value` pairs."""
-    return ", ".join(f"{name} = {number(v, 6) if isinstance(v, float) else v}" for name, v in (settings or {}).items())
 
 
 def notices(row: Row, newest: Row | None) -> list[str]:
@@ -368,24 +327,3 @@ def notices(row: Row, newest: Row | None) -> list[str]:
     if measured_with and measured_with != here:
         said.append(f"From another version: measured with Plexus {measured_with}, this page was made with {here}.")
     return said
-
-
-def short(commit: str | None) -> str:
-    """The first ten digits of a commit."""
-    return commit[:10] if commit else "no commit"
-
-
-def duration(seconds: float | None) -> str:
-    """A duration in words.
-
-    Example:
-        >>> duration(65.0), duration(4.25), duration(None)
-        ('1 min 5 s', '4.2 s', 'unknown')
-    """
-    if seconds is None:
-        return "unknown"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

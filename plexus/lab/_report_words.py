@@ -1,0 +1,92 @@
+"""Numbers, bars, settings and durations in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number in as many digits as a reader wants; a dash where there is none.
+
+    Example:
+        >>> number(0.123456), number(12345.6), number(None), number(2.0), number(0.00001234)
+        ('0.123', '12,346', '–', '2', '1.23e-05')
+    """
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    magnitude = abs(float(value))
+    if 10 ** (digits - 1) <= magnitude < 1e9:
+        return f"{float(value):,.{0 if digits < 5 else 2}f}".replace("-", "−")
+    text = f"{float(value):.{digits}g}"
+    return text if "e" in text else text.replace("-", "−")
+
+
+def mean_half(mean: float | None, low: float | None, high: float | None) -> tuple[str, str]:
+    """A mean and half its interval, both to the second digit of the half.
+
+    Example:
+        >>> mean_half(20.428, 19.04, 21.816), mean_half(0.5, 0.5, 0.5), mean_half(3.14159, None, None)
+        (('20.4', '1.4'), ('0.5', '0'), ('3.14', ''))
+    """
+    if mean is None or low is None or high is None:
+        return number(mean), ""
+    half = (high - low) / 2
+    if not 1e-6 < half < 1e6 or abs(mean) >= 1e9:
+        return number(mean), number(half)
+    places = max(0, 1 - math.floor(math.log10(half)))
+    return f"{mean:,.{places}f}".replace("-", "−"), f"{half:,.{places}f}"
+
+
+def interval_words(low: Any, high: Any) -> str:
+    """`[low, high]` in words, empty where there is no interval."""
+    return "" if low is None or high is None else f"[{number(low)}, {number(high)}]"
+
+
+def p_words(p: Any) -> str:
+    """A p value as papers print it."""
+    return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def bar_words(check: Mapping[str, Any]) -> str:
+    """A check's bar in words."""
+    bar = check["bar"]
+    if bar.get("text"):
+        return str(bar["text"])
+    unit = f" {check['unit']}" if check.get("unit") else ""
+    if "at_least" in bar:
+        words = f"at least {number(bar['at_least'])}{unit}"
+    elif "at_most" in bar:
+        words = f"at most {number(bar['at_most'])}{unit}"
+    else:
+        words = f"{number(bar.get('center', 0.0))} ± {number(bar.get('margin'))}{unit}"
+    return f"{words} in {bar['k']} of {bar['n']} seeds" if bar.get("k") else words
+
+
+def settings_words(settings: Mapping[str, Any] | None) -> str:
+    """Settings as `name = value` pairs."""
+    return ", ".join(f"{name} = {number(v, 6) if isinstance(v, float) else v}" for name, v in (settings or {}).items())
+
+
+def short(commit: str | None) -> str:
+    """The first ten digits of a commit."""
+    return commit[:10] if commit else "no commit"
+
+
+def duration(seconds: float | None) -> str:
+    """A duration in words.
+
+    Example:
+        >>> duration(65.0), duration(4.25), duration(None)
+        ('1 min 5 s', '4.2 s', 'unknown')
+    """
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
