@@ -5,3 +5,11 @@ from ._recording import Recording as Recording
 from ._rows import Table as Table
 from ._scores import Scores as Scores
 from ._scores import Unit as Unit
+from ._engine import Engine as Engine
+from ._engine import Operation as Operation
+from ._engine import attach as attach
+from ._pass import Pass as Pass
+from ._pass import Visit as Visit
+from ._port import DensePort as DensePort
+from ._port import Port as Port
+from ._site import Site as Site

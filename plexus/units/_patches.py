@@ -1,0 +1,95 @@
+"""What is switched in torch while operations are attached, and switched back afterwards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plexus.units._pass import Generation
+
+__all__ = ["FastPathOff", "Patch", "fast_path_off", "generation_of"]
+
+
+class Patch:
+    """A method of a class that goes through `around(original, self, *args, **kwargs)` while entered.
+
+    Entered and left any number of times; only the first and the last count. Should somebody else have wrapped the
+    method in the meantime, leaving puts nothing back: ours stays in the chain and passes through.
+    """
+
+    _shared: dict[tuple[type, str], Patch] = {}  # noqa: RUF012
+    around: Callable[..., Any]
+
+    def __new__(cls, owner: type, name: str, around: Callable[..., Any]) -> Patch:
+        if (owner, name) not in cls._shared:
+            patch = super().__new__(cls)
+            patch.owner, patch.name, patch.around, patch.depth, patch.mine = owner, name, around, 0, None
+            cls._shared[owner, name] = patch
+        return cls._shared[owner, name]
+
+    owner: type
+    name: str
+    depth: int
+    mine: Callable[..., Any] | None
+
+    def enter(self) -> None:
+        self.depth += 1
+        if self.depth > 1 or self.mine is not None:
+            return
+        original = vars(self.owner)[self.name]
+
+        @functools.wraps(original)
+        def wrapper(module: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self.depth:
+                return original(module, *args, **kwargs)
+            return self.around(original, module, *args, **kwargs)
+
+        self.mine, self._original = wrapper, original
+        setattr(self.owner, self.name, wrapper)
+
+    def leave(self) -> None:
+        self.depth -= 1
+        if not self.depth and vars(self.owner)[self.name] is self.mine:
+            setattr(self.owner, self.name, self._original)
+            self.mine = None
+
+
+class FastPathOff:
+    """Torch's fused attention path, which calls no modules, is off while entered."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.before = True
+
+    def enter(self) -> None:
+        if not self.depth:
+            self.before = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        self.depth += 1
+
+    def leave(self) -> None:
+        self.depth -= 1
+        if not self.depth:
+            torch.backends.mha.set_fastpath_enabled(self.before)
+
+
+fast_path_off = FastPathOff()
+
+
+def generation_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Generation:
+    """How many samples and prompt tokens a call of `generate` was given."""
+    two_streams = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    given = [args[0] if args else None, *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
+    source = next((value for value in given if isinstance(value, Tensor)), None)
+    if source is None:
+        source = next((value for value in kwargs.values() if isinstance(value, Tensor) and value.dim() > 1), None)
+    samples = None if source is None else int(source.shape[0])
+    prompt: Tensor | None = source
+    if two_streams:
+        prompt = kwargs.get("decoder_input_ids")
+        return Generation(samples, 1 if prompt is None else int(prompt.shape[1]), True)
+    return Generation(samples, None if prompt is None or prompt.dim() < 2 else int(prompt.shape[1]))
