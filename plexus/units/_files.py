@@ -182,7 +182,8 @@ def _existing(path: str | os.PathLike[str], kind: str) -> Path:
         raise FormatError("this is a folder, not a file", given=source, expected=f"a {kind} file")
     if not source.exists():
         beside = [entry.name for entry in source.parent.iterdir()] if source.parent.is_dir() else []
-        raise UnknownNameError.among("file", str(source), beside if len(beside) < 1000 else [])
+        error = UnknownNameError.among("file", source.name, beside if len(beside) < 1000 else [])
+        raise UnknownNameError(f"there is no {kind} file {str(source)!r}", mend=error.mend)
     return source
 
 

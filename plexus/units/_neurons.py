@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from plexus.errors import DtypeError, FormatError, RangeError, ShapeError, SiteError
 from plexus.units._files import read_json, unwrap, wrap, write_json
+from plexus.units._rows import counted
 from plexus.units._site import Site
 
 KIND, VERSION = "neurons", 1
@@ -283,7 +284,8 @@ class Neurons:
                 yield site, index
 
     def __repr__(self) -> str:
-        lines = [f"Neurons: {len(self)} of {sum(self.sizes.values())} units at {len(self._masks)} sites"]
+        units, sites = counted(sum(self.sizes.values()), "unit"), counted(len(self._masks), "site")
+        lines = [f"Neurons: {len(self)} of {units} at {sites}"]
         for site, count in list(self.counts.items())[:12]:
             chosen = ", ".join(map(str, self.indices(site)[:8].tolist())) + (", …" if count > 8 else "")
             lines.append(f"  {site}: {count} of {len(self._masks[site])}" + (f" ({chosen})" if count else ""))

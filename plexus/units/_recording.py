@@ -20,7 +20,7 @@ from torch import Tensor
 
 from plexus.errors import DtypeError, FormatError, ShapeError, SiteError, UnknownNameError
 from plexus.units._files import read_tensors, write_tensors
-from plexus.units._rows import COLUMNS, How, Pool, Table
+from plexus.units._rows import COLUMNS, How, Pool, Table, counted
 from plexus.units._shards import Shards
 from plexus.units._site import Site
 
@@ -305,7 +305,7 @@ class Recording:
             raise FormatError("this recording is damaged", given=f"{path}: {type(error).__name__}: {error}") from error
 
     def __repr__(self) -> str:
-        state = [f"{self._samples} samples at {len(self.sites)} sites"]
+        state = [f"{counted(self._samples, 'sample')} at {counted(len(self.sites), 'site')}"]
         if self._pooled:
             state.append(f"pooled: {self._pooled}")
         if isinstance(self._labels, Mapping):
@@ -328,7 +328,7 @@ class Recording:
         else:
             shape, dtype = self._shards.shape(site)
         features = f" of {shape[2]} features" if len(shape) > 2 else ""
-        text = f"{len(rows)} rows × {shape[1]} units{features}, {dtype.removeprefix('torch.')}"
+        text = f"{counted(len(rows), 'row')} × {counted(shape[1], 'unit')}{features}, {dtype.removeprefix('torch.')}"
         for name, plural in (("position", "positions"), ("call", "calls"), ("step", "steps")):
             several = int(getattr(rows, name).unique().numel())
             if several > 1:

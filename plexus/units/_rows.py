@@ -32,7 +32,7 @@ class Table:
     Example:
         >>> table = Table(sample=[0, 0, 1], position=[0, 1, 0])
         >>> len(table), table[table.sample == 0].position
-        (2, tensor([0, 1]))
+        (3, tensor([0, 1]))
     """
 
     __slots__ = COLUMNS
@@ -97,11 +97,14 @@ class Table:
 
     def __repr__(self) -> str:
         spans = ", ".join(
-            f"{name} {int(column.min())}…{int(column.max())}"
-            for name in COLUMNS
-            if len(column := getattr(self, name)) and name in COLUMNS
+            f"{name} {int(column.min())}…{int(column.max())}" for name in COLUMNS if len(column := getattr(self, name))
         )
         return f"Table({len(self)} rows{': ' + spans if spans else ''})"
+
+
+def counted(n: int, noun: str) -> str:
+    """A number and its noun: "1 site", "2 sites"."""
+    return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
 class Pool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from plexus.errors import DtypeError, FormatError, RangeError, ShapeError, SiteError, UnknownNameError
 from plexus.units._files import read_tensors, write_tensors
 from plexus.units._neurons import Neurons
+from plexus.units._rows import counted
 from plexus.units._site import Site
 
 KIND, VERSION = "scores", 1
@@ -50,8 +51,8 @@ class Scores:
         >>> hidden = Site("fc1", "b u")
         >>> scores = Scores({hidden: torch.tensor([[0.1, 0.9, 0.5], [0.7, 0.2, 0.1]])}, concepts=("capital", "river"))
         >>> scores["capital"].top(1)
-        Neurons: 1 of 3 units at 1 sites
-          fc1.output: 1 of 3 (1)
+        Neurons: 1 of 3 units at 1 site
+          fc1 (output) [b u]: 1 of 3 (1)
         >>> scores["river"].top(0.5, by="low").indices(hidden)
         tensor([1, 2])
     """
@@ -206,8 +207,13 @@ class Scores:
             raise FormatError("these scores are damaged", given=f"{path}: {type(error).__name__}: {error}") from error
 
     def __repr__(self) -> str:
-        what = f" for {len(self._concepts)} concepts ({_some(self._concepts)})" if self._concepts is not None else ""
-        lines = [f"Scores: {self._name}{what}, {sum(self.sizes.values())} units at {len(self._values)} sites"]
+        what = (
+            f" for {counted(len(self._concepts), 'concept')} ({_some(self._concepts)})"
+            if self._concepts is not None
+            else ""
+        )
+        units, sites = counted(sum(self.sizes.values()), "unit"), counted(len(self._values), "site")
+        lines = [f"Scores: {self._name}{what}, {units} at {sites}"]
         for site, value in list(self._values.items())[:12]:
             good = value[~value.isnan()].double()
             if good.numel():
@@ -278,8 +284,8 @@ def _highest(values: Tensor, count: int, by: str, where: str) -> Tensor:
         warnings.warn(f"top: {nans} of the {count} units chosen in {where} have no score (NaN)", stacklevel=3)
     if count < len(values):
         last, following = order[count - 1], order[count]
-        if key[last] == key[following] and values[last].isnan() == values[following].isnan():
-            tied = int((key == key[last]).sum())
+        if key[last] == key[following] and not values[torch.stack([last, following])].isnan().any():
+            tied = int(((key == key[last]) & ~values.isnan()).sum())
             warnings.warn(
                 f"top: {tied} units of {where} share the score at the cut ({float(values[last]):.4g}); "
                 "the ones with the lower index were taken",
