@@ -1,3 +1,18 @@
+from ._catalogue import find as find
+from ._ledger import read_ledger as read_ledger
+from ._ledger import read_row as read_row
+from ._runner import run_study as run_study
+from ._statistics import Interval as Interval
+from ._statistics import benjamini_hochberg as benjamini_hochberg
+from ._statistics import binomial_tail as binomial_tail
+from ._statistics import holm as holm
+from ._statistics import paired_bootstrap as paired_bootstrap
+from ._statistics import permutation as permutation
+from ._statistics import sign_flip as sign_flip
+from ._statistics import t_interval as t_interval
+from ._statistics import t_p_value as t_p_value
+from ._statistics import wilson as wilson
+from ._store import Store as Store
 from ._study import TUNING_SEEDS as TUNING_SEEDS
 from ._study import Arm as Arm
 from ._study import Check as Check
@@ -11,3 +26,5 @@ from ._study import exact as exact
 from ._study import interval as interval
 from ._study import study as study
 from ._study import wins as wins
+from ._trial import try_out as try_out
+from ._verdict import judge as judge

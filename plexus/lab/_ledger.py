@@ -66,10 +66,31 @@ FIGURE_BYTES = 200_000
 
 Row = dict[str, Any]
 
-_REQUIRED = (
-    "slug family title paper claim refuted_by scale_line fidelity data deviations scale seeds arms checks verdicts state "
-    "broken commit versions machine measured command figures"
-).split()
+_REQUIRED = [
+    "slug",
+    "family",
+    "title",
+    "paper",
+    "claim",
+    "refuted_by",
+    "scale_line",
+    "fidelity",
+    "data",
+    "deviations",
+    "scale",
+    "seeds",
+    "arms",
+    "checks",
+    "verdicts",
+    "state",
+    "broken",
+    "commit",
+    "versions",
+    "machine",
+    "measured",
+    "command",
+    "figures",
+]
 
 
 def clean_number(value: Any) -> float | None:
@@ -121,7 +142,10 @@ def _read(path: Path, kind: str) -> Row:
         raise FormatError(f"{path} is not a {kind}", given=given, expected=kind)
     if row.get("version") != VERSION:
         raise FormatError(
-            f"{path} is of another version", given=row.get("version"), expected=VERSION, mend="update Plexus, or measure again"
+            f"{path} is of another version",
+            given=row.get("version"),
+            expected=VERSION,
+            mend="update Plexus, or measure again",
         )
     return row
 
@@ -181,7 +205,12 @@ def ledger_folder(given: str | Path | None = None) -> Path:
 
 
 def synthetic_row(
-    slug: str = "example", *, mechanism: str = "holds here", advantage: str = "undecided", fidelity: str = "B", seeds: int = 10
+    slug: str = "example",
+    *,
+    mechanism: str = "holds here",
+    advantage: str = "undecided",
+    fidelity: str = "B",
+    seeds: int = 10,
 ) -> Row:
     """A made-up row with every field filled, for tests of whatever reads the ledger. Its numbers mean nothing.
 

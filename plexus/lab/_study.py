@@ -226,6 +226,10 @@ class Study:
     """Names of the data sets used."""
     deviations: ClassVar[tuple[str, ...]] = ()
     """Where this study departs from the paper or its code, and why."""
+    inferred: ClassVar[Mapping[str, str]] = {}
+    """Fidelity C: constants that the paper does not give → the declared range over which they are varied, in words."""
+    shares: ClassVar[Mapping[str, Quantity]] = {}
+    """Fidelity C: effect → in what share of that range it holds, one number per seed, from the arms' metrics."""
 
     Config: ClassVar[type]
     """A frozen dataclass of all settings, with the defaults of the `full` scale."""
@@ -240,7 +244,10 @@ class Study:
     family: ClassVar[str] = ""
 
     def prepare(self, config: Any, seed: int) -> Any:
-        """What the arms share: data, a trained model. Cached on disk; every trial gets its own copy."""
+        """What the arms share: data, a trained model. `config` is that of the scale, without any arm's overrides.
+
+        Cached on disk by seed, settings and code; every trial gets its own copy, so an arm may change what it is given.
+        """
         return None
 
     def tune(self, config: Any) -> Tuning:

@@ -1,0 +1,283 @@
+"""From the seeds' numbers to five words.
+
+Each check turns one number per seed into `True` (on the good side), `False` (on the bad side) or `None` (undecided):
+
+    interval    the 95 % t interval lies wholly on the good side | wholly on the bad side | spans the bar
+    wins        the bar is met in at least ⌈k m / n⌉ of the m seeds | in fewer
+    equivalent  the interval lies wholly within center ± margin | wholly outside | neither
+    exact       every seed lies within center ± margin | one does not
+
+A question is answered by its primary check; the further ones are Holm-corrected among themselves and can only turn
+`holds here` into `holds in part`. `does not hold here` needs a positive control that succeeds in the same testbed. A sanity
+check that fails, or a trial that broke, leaves every question undecided, and the reason says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from plexus.lab._statistics import binomial_tail, holm, sign_flip, t_interval, t_p_value
+from plexus.lab._study import BySeed, Check, Question, Study
+
+Word = Literal["holds here", "holds in part", "does not hold here", "undecided", "not tested"]
+
+QUESTIONS: tuple[Question, ...] = ("mechanism", "advantage")
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One check, judged. `passed` is None where the numbers do not decide; fields are those of the ledger's checks."""
+
+    check: Check
+    values: tuple[float | None, ...]
+    passed: bool | None
+    mean: float | None = None
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    p_interval: float | None = None
+    p_holm: float | None = None
+    distance: float | None = None
+    distance_unit: str = "bar"
+    note: str = ""
+
+    @property
+    def word(self) -> str:
+        return "undecided" if self.passed is None else "holds" if self.passed else "fails"
+
+    def to_json(self) -> dict[str, Any]:
+        """The check as the ledger writes it."""
+        check = self.check
+        return {
+            "name": check.name,
+            "kind": check.kind,
+            "role": check.role,
+            "primary": check.primary,
+            "unit": check.unit,
+            "bar": describe_bar(check),
+            "passed": self.passed,
+            "verdict": self.word,
+            "values": list(self.values),
+            "mean": self.mean,
+            "interval": None if self.interval is None else list(self.interval),
+            "p": self.p,
+            "p_interval": self.p_interval,
+            "p_holm": self.p_holm,
+            "distance": self.distance,
+            "distance_unit": self.distance_unit,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to one question: a word, why, and the primary check's name, distance to its bar and p."""
+
+    word: Word
+    reason: str = ""
+    check: str | None = None
+    distance: float | None = None
+    p: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as the ledger writes it."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All checks and both questions of a study."""
+
+    checks: tuple[Judgement, ...]
+    verdicts: Mapping[Question, Verdict]
+    state: Literal["measured", "broken"]
+
+
+def describe_bar(check: Check) -> dict[str, Any]:
+    """The bar as numbers, and in words under `text`.
+
+    Example:
+        >>> from plexus.lab import interval
+        >>> describe_bar(interval("gap", lambda arms: 0.0, role="mechanism", at_least=0.1, unit="accuracy"))["text"]
+        'at least 0.1 accuracy'
+    """
+    unit = f" {check.unit}" if check.unit else ""
+    if check.kind in ("equivalent", "exact"):
+        return {"center": check.center, "margin": check.margin, "text": f"{check.center:g} ± {check.margin:g}{unit}"}
+    side, value = ("at_least", check.at_least) if check.at_least is not None else ("at_most", check.at_most)
+    bar: dict[str, Any] = {side: value, "text": f"{side.replace('_', ' ')} {value:g}{unit}"}
+    if check.kind == "wins":
+        bar |= {"k": check.k, "n": check.n, "text": f"{bar['text']} in {check.k} of {check.n} seeds"}
+    return bar
+
+
+def wins_needed(check: Check, seeds: int) -> int:
+    """In how many of `seeds` seeds the bar must be met: the same share, rounded up."""
+    return -(-check.k * seeds // check.n)
+
+
+def judge_check(check: Check, by_seed: Sequence[BySeed]) -> Judgement:
+    """Judge one check on the seeds in which every arm finished."""
+    values: list[float] = []
+    for metrics in by_seed:
+        try:
+            values.append(float(check.quantity(metrics)))
+        except Exception as error:  # a study's own function; whatever it raises makes this check undecidable
+            why = f"its quantity could not be computed: {type(error).__name__}: {error}"
+            return Judgement(check, (None,) * len(by_seed), None, note=why)
+    shown = tuple(value if math.isfinite(value) else None for value in values)
+    if not values:
+        return Judgement(check, shown, None, note="no seed finished")
+    if None in shown:
+        return Judgement(check, shown, None, note="its quantity is not a finite number in every seed")
+    mean, low, high = t_interval(values)
+    bounds = None if math.isinf(low) else (low, high)
+    base = Judgement(check, shown, None, mean=mean, interval=bounds)
+    if check.kind == "exact":
+        return _judge_exact(base, values)
+    if check.kind == "equivalent":
+        return _judge_equivalent(base, values, low, high)
+    bar = check.at_least if check.at_least is not None else check.at_most
+    assert bar is not None
+    sign = 1.0 if check.at_least is not None else -1.0
+    if check.kind == "wins":
+        return _judge_wins(base, values, bar, sign)
+    good = low >= bar if sign > 0 else high <= bar
+    bad = high < bar if sign > 0 else low > bar
+    half = (high - low) / 2
+    unit, name = (abs(bar), "bar") if bar != 0 else (half, "interval")
+    level = 0.0 if half == 0.0 and good else t_p_value(values, bar)
+    return replace(
+        base,
+        passed=True if good else False if bad else None,
+        p=sign_flip(values, bar),
+        p_interval=level,
+        distance=_ratio(sign * (mean - bar), unit),
+        distance_unit=name,
+        note="one seed gives no interval" if bounds is None else "",
+    )
+
+
+def _ratio(difference: float, unit: float) -> float | None:
+    if math.isinf(unit):
+        return None
+    if unit == 0.0:
+        return 0.0 if difference == 0.0 else None
+    return difference / unit
+
+
+def _judge_exact(base: Judgement, values: list[float]) -> Judgement:
+    check = base.check
+    worst = max(abs(value - check.center) for value in values)
+    distance = _ratio(check.margin - worst, check.margin)
+    return replace(base, passed=worst <= check.margin, distance=distance, distance_unit="margin")
+
+
+def _judge_equivalent(base: Judgement, values: list[float], low: float, high: float) -> Judgement:
+    check = base.check
+    bottom, top = check.center - check.margin, check.center + check.margin
+    mean = base.mean or 0.0
+    inside = bottom <= low and high <= top
+    outside = high < bottom or low > top
+    edge = top if mean > check.center else bottom
+    return replace(
+        base,
+        passed=True if inside else False if outside else None,
+        p=sign_flip(values, edge),
+        p_interval=0.0 if low == high and inside else t_p_value(values, edge),
+        distance=_ratio(check.margin - abs(mean - check.center), check.margin),
+        distance_unit="margin",
+        note="one seed gives no interval" if base.interval is None else "",
+    )
+
+
+def _judge_wins(base: Judgement, values: list[float], bar: float, sign: float) -> Judgement:
+    check, seeds = base.check, len(values)
+    won = sum(sign * (value - bar) >= 0 for value in values)
+    needed = wins_needed(check, seeds)
+    share = check.k / check.n
+    return replace(
+        base,
+        passed=won >= needed,
+        p=binomial_tail(won, seeds),
+        distance=(won / seeds - share) / share,
+        note=f"met in {won} of {seeds} seeds, {needed} needed",
+    )
+
+
+def judge(study: type[Study], by_seed: Sequence[BySeed], broken: Sequence[str] = ()) -> Judged:
+    """Judge all checks of a study and answer both questions.
+
+    Args:
+        study: the study, for its checks.
+        by_seed: metrics of every arm, one entry per seed in which all arms finished.
+        broken: one line per trial that broke.
+    """
+    judgements = [judge_check(check, by_seed) for check in study.checks]
+    for question in QUESTIONS:
+        _correct(judgements, question)
+    failed = [j.check.name for j in judgements if j.check.role == "sanity" and j.passed is not True]
+    trouble = _trouble(judgements, broken)
+    verdicts: dict[Question, Verdict] = {}
+    for question in QUESTIONS:
+        verdict = _answer(judgements, question)
+        if trouble and verdict.word != "not tested":
+            verdict = replace(verdict, word="undecided", reason=trouble)
+        verdicts[question] = verdict
+    return Judged(tuple(judgements), verdicts, "broken" if broken or failed else "measured")
+
+
+def _trouble(judgements: Sequence[Judgement], broken: Sequence[str]) -> str:
+    if broken:
+        return f"{len(broken)} trial{'s' if len(broken) > 1 else ''} broke: {broken[0]}"
+    for judgement in judgements:
+        if judgement.check.role == "sanity" and judgement.passed is not True:
+            how = "failed" if judgement.passed is False else "is undecided"
+            return f"the sanity check {judgement.check.name!r} {how}, so the study is broken"
+    return ""
+
+
+def _correct(judgements: list[Judgement], question: Question) -> None:
+    """Holm-correct the further checks of one question, in place."""
+    further = [
+        i
+        for i, j in enumerate(judgements)
+        if j.check.role == question and not j.check.primary and j.p_interval is not None
+    ]
+    adjusted = holm([judgements[i].p_interval or 0.0 for i in further])
+    for i, p in zip(further, adjusted, strict=True):
+        judgement = judgements[i]
+        passed = judgement.passed if p <= ALPHA else None
+        judgements[i] = replace(judgement, p_holm=float(p), passed=passed)
+
+
+def _answer(judgements: Sequence[Judgement], question: Question) -> Verdict:
+    asked = [j for j in judgements if j.check.role == question]
+    if not asked:
+        return Verdict("not tested", f"the study has no check of its {question}")
+    primary = next(j for j in asked if j.check.primary)
+    further = [j for j in asked if not j.check.primary]
+    word: Word
+    if primary.passed is None:
+        word, reason = "undecided", primary.note or "the interval spans the bar"
+    elif primary.passed:
+        lacking = [
+            f"{j.check.name!r} {j.word if j.passed is None else 'fails'}" for j in further if j.passed is not True
+        ]
+        word, reason = ("holds in part", "but " + ", ".join(lacking)) if lacking else ("holds here", "")
+    else:
+        controls = [j for j in judgements if j.check.role == "control"]
+        missing = [j.check.name for j in controls if j.passed is not True]
+        if controls and not missing:
+            word, reason = "does not hold here", f"while the control {controls[0].check.name!r} succeeds"
+        else:
+            why = (
+                f"the control {missing[0]!r} does not succeed either"
+                if missing
+                else "the study has no positive control"
+            )
+            word, reason = "undecided", f"{primary.check.name!r} fails, but {why}"
+    return Verdict(word, reason, primary.check.name, primary.distance, primary.p)
