@@ -1,0 +1,16 @@
+from ._tuning import AdaptationReport as AdaptationReport
+from ._tuning import adaptation_report as adaptation_report
+from ._tuning import circular_difference as circular_difference
+from ._tuning import mean_correlation as mean_correlation
+from ._tuning import mean_rates as mean_rates
+from ._tuning import preferred_stimulus as preferred_stimulus
+from ._tuning import rate_spread as rate_spread
+from ._tuning import stimulus_correlation as stimulus_correlation
+from . import scores as scores
+from ._dynamics import EchoCheck as EchoCheck
+from ._dynamics import MemoryCapacity as MemoryCapacity
+from ._dynamics import echo_state as echo_state
+from ._dynamics import jacobian_radius as jacobian_radius
+from ._dynamics import memory_capacity as memory_capacity
+from ._dynamics import neuronal_entropy as neuronal_entropy
+from ._dynamics import spectral_radius as spectral_radius
