@@ -1,4 +1,4 @@
-"""kernels."""
+"""Fused loops over time, each beside an eager reference of the same equations."""
 
 import lazy_loader as _lazy
 

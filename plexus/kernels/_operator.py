@@ -1,0 +1,193 @@
+"""A model's operator: `torch.library` custom op, rule for fake tensors, rule for gradients, and the way to the eager loop.
+
+The eager reference runs instead of the fused loop under `torch.func` transforms, forward-mode AD and double backward, and for
+devices, dtypes and spike functions that no fused backend takes. A backend is a pair of functions registered for a device type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from plexus.kernels import _numba
+from plexus.kernels._frame import Dynamics, eager_loop, options_from, spike_function
+
+__all__ = ["BACKENDS", "Backend", "Operator"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Fused loops for one type of device.
+
+    `forward(dynamics, x, memory, columns, constants, options) -> [out, *memory]` and
+    `backward(dynamics, x, memory, columns, constants, options, grad, grad_states, learn) -> [d_x, *d_states, *d_parameters]`.
+    """
+
+    name: str
+    dtypes: tuple[torch.dtype, ...]
+    forward: Callable[..., list[Tensor]]
+    backward: Callable[..., list[Tensor]]
+
+
+BACKENDS: dict[str, Backend] = {
+    "cpu": Backend("numba", (torch.float32, torch.float64), _numba.forward, _numba.backward),
+}
+
+
+def _transformed() -> bool:
+    """Is a `torch.func` transform active?"""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _is_dual(tensors: Sequence[Tensor]) -> bool:
+    """Does a forward-mode tangent ride on one of the tensors?"""
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+class Operator:
+    """`operator(x, memory, columns, constants, width, height, options) -> (out, *memory)` for one model."""
+
+    def __init__(self, dynamics: Dynamics) -> None:
+        self.dynamics = dynamics
+        name = f"plexus::{dynamics.name}"
+        schema = "(Tensor x, Tensor[] memory, Tensor[] columns, float[] constants, str options) -> Tensor[]"
+        self._forward = torch.library.custom_op(name, self._run, mutates_args=(), schema=schema)
+        self._forward.register_fake(self._fake)
+        schema = (
+            "(Tensor x, Tensor[] memory, Tensor[] columns, float[] constants, str options, "
+            "Tensor grad, Tensor[] grad_states, bool learn) -> Tensor[]"
+        )
+        self._backward = torch.library.custom_op(f"{name}_backward", self._run_back, mutates_args=(), schema=schema)
+        self._backward.register_fake(self._fake_back)
+        self._forward.register_autograd(self._differentiate, setup_context=self._save)
+
+    def __call__(
+        self, x: Tensor, memory: Sequence[Tensor], columns: Sequence[Tensor], constants: Sequence[float], options: str
+    ) -> tuple[Tensor, ...]:
+        if not torch.compiler.is_compiling() and (_transformed() or _is_dual([x, *memory, *columns])):
+            return self.eager(x, memory, columns, constants, options)
+        return tuple(self._forward(x, list(memory), list(columns), list(constants), options))
+
+    def takes(self, x: Tensor) -> bool:
+        """Is there a fused loop for this tensor's device and dtype?"""
+        backend = BACKENDS.get(x.device.type)
+        return backend is not None and x.dtype in backend.dtypes
+
+    def eager(
+        self,
+        x: Tensor,
+        memory: Sequence[Tensor],
+        columns: Sequence[Tensor],
+        constants: Sequence[float],
+        options: str,
+        slope: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The same by the eager reference; `slope` is a surrogate derivative given as a function."""
+        o = options_from(self.dynamics, options)
+        *plain, width, height = constants
+        spike = spike_function(o, width, height, slope)
+        return eager_loop(self.dynamics, x, memory, columns, plain, o, spike)
+
+    def _run(
+        self, x: Tensor, memory: list[Tensor], columns: list[Tensor], constants: list[float], options: str
+    ) -> list[Tensor]:
+        return BACKENDS[x.device.type].forward(self.dynamics, x, memory, columns, constants, options)
+
+    def _fake(
+        self, x: Tensor, memory: list[Tensor], columns: list[Tensor], constants: list[float], options: str
+    ) -> list[Tensor]:
+        return [x.new_empty(x.shape), *(m.new_empty(m.shape) for m in memory)]
+
+    def _run_back(
+        self,
+        x: Tensor,
+        memory: list[Tensor],
+        columns: list[Tensor],
+        constants: list[float],
+        options: str,
+        grad: Tensor,
+        grad_states: list[Tensor],
+        learn: bool,
+    ) -> list[Tensor]:
+        backend = BACKENDS[x.device.type]
+        return backend.backward(self.dynamics, x, memory, columns, constants, options, grad, grad_states, learn)
+
+    def _fake_back(
+        self,
+        x: Tensor,
+        memory: list[Tensor],
+        columns: list[Tensor],
+        constants: list[float],
+        options: str,
+        grad: Tensor,
+        grad_states: list[Tensor],
+        learn: bool,
+    ) -> list[Tensor]:
+        shape = memory[0].shape
+        n_states, n_parameters = len(self.dynamics.states), len(self.dynamics.parameters)
+        return [
+            x.new_empty(x.shape),
+            *(x.new_empty(shape) for _ in range(n_states)),
+            *(x.new_empty(shape if learn else (0,)) for _ in range(n_parameters)),
+        ]
+
+    @staticmethod
+    def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+        x, memory, columns, ctx.constants, ctx.options = inputs
+        ctx.counts = len(memory), len(columns)
+        ctx.learn = any(column.requires_grad for column in columns)
+        ctx.save_for_backward(x, *memory, *columns)
+
+    def _differentiate(self, ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+        d = self.dynamics
+        x, *rest = ctx.saved_tensors
+        n_memory, n_columns = ctx.counts
+        memory, columns = rest[:n_memory], rest[n_memory:]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._differentiate_eagerly(ctx, grads, x, memory, columns)
+        grad = grads[0]
+        if grad is None:
+            grad = x.new_zeros(x.shape[1:]).expand(x.shape)
+        grad_states = [g if g is not None else torch.zeros_like(m) for g, m in zip(grads[1:], memory, strict=True)]
+        grad_states = grad_states[: len(d.states)]
+        echoed = None if d.echo is None else grads[1 + d.states.index(d.echo)]
+        if d.echo is not None and echoed is not None and len(x):
+            # the echoed state is the last output itself
+            last = torch.cat([torch.zeros_like(grad[:-1]), echoed.unsqueeze(0)])
+            grad = grad + last
+            grad_states[d.states.index(d.echo)] = torch.zeros_like(echoed)
+        d_x, *found = self._backward(x, memory, columns, ctx.constants, ctx.options, grad, grad_states, ctx.learn)
+        d_memory: list[Tensor | None] = [*found[: len(d.states)], *(None for _ in d.counters)]
+        d_columns: list[Tensor | None] = [None] * n_columns
+        if ctx.learn:
+            for k, (summand, column) in enumerate(zip(found[len(d.states) :], columns, strict=False)):
+                d_columns[k] = (
+                    summand.sum().reshape(1) if column.numel() == 1 else summand.reshape(-1, column.numel()).sum(0)
+                )
+        return d_x, d_memory, d_columns, None, None
+
+    def _differentiate_eagerly(
+        self, ctx: Any, grads: Sequence[Tensor | None], x: Tensor, memory: list[Tensor], columns: list[Tensor]
+    ) -> tuple[Any, ...]:
+        """Gradients that can be differentiated again."""
+        tensors = [x, *memory, *columns]
+        with torch.enable_grad():
+            copies = [t.view_as(t) for t in tensors]
+            n = 1 + len(memory)
+            outputs = self.eager(copies[0], copies[1:n], copies[n:], ctx.constants, ctx.options)
+            pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+            wanted = [c for c in copies if c.requires_grad]
+            found = iter(
+                torch.autograd.grad(
+                    [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
+                )
+            )
+        result = [next(found) if c.requires_grad else None for c in copies]
+        return result[0], result[1:n], result[n:], None, None
