@@ -31,6 +31,7 @@ from plexus.lab._report_rows import (
     in_order,
     load,
     notices,
+    paper_links,
     summary,
     verdict_views,
 )
@@ -149,8 +150,8 @@ def _row_view(row: Row, newest: Row | None) -> dict[str, Any]:
         "find": " ".join(str(text) for text in searched).lower(),
         "words": "|".join(view["word"] for view in verdicts),
         "verdicts": verdicts,
-        "notices": notices(row, newest),
-        "links": _links(row["paper"]),
+        "notices": notices(row, newest, version=plexus._version.__version__),
+        "links": paper_links(row["paper"]),
         "checks": [check_view(check, row["seeds"]) for check in in_order(row["checks"])],
         "arms": arms_view(row),
         "settings_table": [_arm_settings(arm) for arm in row["arms"]],
@@ -162,17 +163,6 @@ def _row_view(row: Row, newest: Row | None) -> dict[str, Any]:
         "figures": [item["title"] for item in row["figures"]],
         "omitted": row.get("omitted_figures") or [],
     }
-
-
-def _links(paper: Mapping[str, Any]) -> list[dict[str, str]]:
-    links = []
-    if paper.get("arxiv"):
-        links.append({"text": f"arXiv {paper['arxiv']}", "url": f"https://arxiv.org/abs/{paper['arxiv']}"})
-    if paper.get("doi"):
-        links.append({"text": f"doi {paper['doi']}", "url": f"https://doi.org/{paper['doi']}"})
-    if str(paper.get("code") or "").startswith(("https://", "http://")):
-        links.append({"text": "official code", "url": str(paper["code"])})
-    return links
 
 
 def _arm_settings(arm: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import plexus._version
 from plexus.errors import FormatError
 from plexus.lab._figures import VERDICT_KEY, Strip, extent, scale_line, strip
 from plexus.lab._ledger import Row, read_calibration, read_row
@@ -20,7 +19,7 @@ QUESTIONS = {
     "advantage": "Does it beat the strongest simple baseline, tuned with equal effort?",
 }
 FIDELITY = {
-    "A": "matches the official code's outputs",
+    "A": "outputs match those of the official code",
     "B": "built from published equations",
     "C": "reconstructed where equations were not available",
 }
@@ -57,7 +56,10 @@ def load(folder: Path, calibration: Path | None = None) -> Ledger:
         if path.name == "calibration.json":
             continue
         try:
-            rows.append(read_row(path))
+            row = read_row(path)
+            if row["slug"] != path.stem:
+                raise FormatError(f"{path} holds the row of another study", given=row["slug"], expected=path.stem)
+            rows.append(row)
         except (FormatError, OSError) as error:
             unreadable.append((path.name, str(error)))
     found = None
@@ -103,6 +105,8 @@ def primary(row: Row, question: str) -> Mapping[str, Any] | None:
 def distances(check: Mapping[str, Any] | None) -> tuple[float, float, float] | None:
     """Distance of the interval's ends and of the mean from the bar, `(low, mean, high)`, in the check's own unit.
 
+    Checks that count or bound single seeds have no interval of their distance; there the three are equal.
+
     Example:
         >>> distances({"bar": {"at_most": 2.0}, "mean": 1.0, "interval": [0.5, 1.5], "distance": 0.5,
         ...            "distance_unit": "bar"})
@@ -111,7 +115,7 @@ def distances(check: Mapping[str, Any] | None) -> tuple[float, float, float] | N
     if check is None or check.get("distance") is None:
         return None
     middle, ends, bar = float(check["distance"]), check.get("interval"), check["bar"]
-    if ends is None or ends[0] is None or ends[1] is None:
+    if check.get("kind") in ("wins", "exact") or ends is None or ends[0] is None or ends[1] is None:
         return middle, middle, middle
     if "margin" in bar:
         margin, away = float(bar["margin"]) or 1.0, [abs(end - float(bar.get("center", 0.0))) for end in ends]
@@ -243,15 +247,25 @@ def verdict_views(row: Row) -> list[dict[str, Any]]:
         verdict = row["verdicts"].get(question, {})
         word = verdict.get("word", "not tested")
         key, check = colour(word), primary(row, question)
-        reason = verdict.get("reason") or ""
-        if not reason and check is not None:
-            reach = interval_words(*(check.get("interval") or (None, None)))
-            reason = f"“{check['name']}”: {number(check.get('mean'))} {reach}, bar {bar_words(check)}."
-        elif not reason:
-            reason = "This study has no check for this question."
+        reason = _because(verdict.get("reason") or "", check)
         views.append({"question": question, "asked": asked, "word": word, "key": key, "symbol": SYMBOL[key],
                       "reason": reason})  # fmt: skip
     return views
+
+
+def _because(reason: str, check: Mapping[str, Any] | None) -> str:
+    """The reason of a verdict as a sentence that also says what was measured."""
+    reason = reason.strip().rstrip(".")
+    if check is None or check.get("mean") is None:
+        words = reason or "this study has no check for this question"
+    else:
+        reach = interval_words(*(check.get("interval") or (None, None)))
+        words = (
+            f"“{check['name']}” measured {number(check['mean'])}{' ' + reach if reach else ''}, bar {bar_words(check)}"
+        )
+        joint = ", " if reason.startswith(("but ", "while ")) else "; "
+        words += joint + reason if reason else ""
+    return words[:1].upper() + words[1:] + "."
 
 
 def summary(values: Sequence[float | None]) -> tuple[float | None, float | None, float | None]:
@@ -298,8 +312,8 @@ def arms_view(row: Row) -> dict[str, Any]:
     return {"metrics": metrics, "table": table, "plots": plots}
 
 
-def notices(row: Row, newest: Row | None) -> list[str]:
-    """What a reader must know before believing a row, in sentences."""
+def notices(row: Row, newest: Row | None, version: str | None) -> list[str]:
+    """What a reader must know before believing a row, in sentences; `version` is that of the Plexus that reads it."""
     said = []
     if row["state"] == "broken":
         said.append("This study is broken: a sanity check failed or a trial broke, so its verdicts say little.")
@@ -323,7 +337,18 @@ def notices(row: Row, newest: Row | None) -> list[str]:
             f"ledger ({newest['slug']}, {newest['measured']} at {short(newest['commit'])})."
         )
     measured_with = row["versions"].get("plexus") or row["versions"].get("plexus-nn")
-    here = plexus._version.__version__
-    if measured_with and measured_with != here:
-        said.append(f"From another version: measured with Plexus {measured_with}, this page was made with {here}.")
+    if version and measured_with and measured_with != version:
+        said.append(f"From another version: measured with Plexus {measured_with}, this page was made with {version}.")
     return said
+
+
+def paper_links(paper: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Where the paper and its code are, as text and address."""
+    links = []
+    if paper.get("arxiv"):
+        links.append({"text": f"arXiv {paper['arxiv']}", "url": f"https://arxiv.org/abs/{paper['arxiv']}"})
+    if paper.get("doi"):
+        links.append({"text": f"doi {paper['doi']}", "url": f"https://doi.org/{paper['doi']}"})
+    if str(paper.get("code") or "").startswith(("https://", "http://")):
+        links.append({"text": "official code", "url": str(paper["code"])})
+    return links
