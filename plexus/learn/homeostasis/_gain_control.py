@@ -9,8 +9,8 @@
 ∘ is the elementwise product; H is positive definite by the Schur product theorem. The reader D is fixed and never
 adapts. W = 0 decouples the units: g_i = (C_ii + γ) / ((1 + α) C_ii + γ).
 
-Source: Duong, Bredenberg, Heeger & Simoncelli 2023 (arXiv 2305.19869) for the three terms and the fixed reader; the place
-of the gain (on the input), the reader's form and hence the closed form are a reconstruction.
+Source: Duong, Bredenberg, Heeger & Simoncelli 2023 (arXiv 2305.19869) for the three terms and the fixed reader. Where
+the gain acts (on the input), the form of the reader and hence the closed form are a reconstruction.
 """
 
 from __future__ import annotations
@@ -111,8 +111,7 @@ class GainControl(nn.Module):
         gain = self.gain if gain is None else gain
         matrix, vector = self._normal(moment, weight, gain.dtype)
         diagonal = (moment if moment.dim() == 1 else moment.diagonal()).to(gain.dtype)
-        quadratic = (gain * matrix * gain).sum() if matrix.dim() == 1 else gain @ matrix @ gain
-        return quadratic - 2 * (vector @ gain) + diagonal.sum() + self.gamma * self.units
+        return gain @ _times(matrix, gain) - 2 * (vector @ gain) + diagonal.sum() + self.gamma * self.units
 
     @torch.no_grad()
     def solve(self, drive: Tensor, weight: Tensor | None = None, prob: Tensor | None = None) -> Tensor:
@@ -164,12 +163,11 @@ class GainControl(nn.Module):
             raise UnknownNameError.among("kind of step", method, ("gradient", "conjugate"))
         self.observe(drive, prob)
         matrix, vector = self._normal(self.moment, weight, torch.float64)
-        full = matrix.diag() if matrix.dim() == 1 else matrix
         gain = self.gain.double()
-        gradient = full @ gain - vector
+        gradient = _times(matrix, gain) - vector
         if method == "gradient":
-            rate = 1 / float(full.abs().sum(1).max()) if rate is None else rate
-            gain = gain - rate * gradient
+            largest = matrix.max() if matrix.dim() == 1 else matrix.abs().sum(1).max()
+            gain = gain - (1 / float(largest) if rate is None else rate) * gradient
             self._restart()
         else:
             past, direction = self.gradient.double(), self.direction.double()
@@ -179,7 +177,7 @@ class GainControl(nn.Module):
             direction = beta * direction - gradient
             if float(direction @ gradient) > 0:
                 direction = -gradient
-            curvature = float(direction @ full @ direction)
+            curvature = float(direction @ _times(matrix, direction))
             if curvature > 0:
                 gain = gain - float(direction @ gradient) / curvature * direction
             self.direction.copy_(direction)
@@ -344,6 +342,10 @@ class GainControl(nn.Module):
             best, _ = nnls(factor.T.cpu().numpy(), right.cpu().numpy())
             gain = torch.from_numpy(best).to(matrix)
         return gain
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return matrix * vector if matrix.dim() == 1 else matrix @ vector
 
 
 def _not_unique() -> RangeError:
