@@ -2,3 +2,10 @@ from ._images import Labelled as Labelled
 from ._images import data_folder as data_folder
 from ._images import digits as digits
 from ._images import idx_images as idx_images
+from ._tasks import LORENZ_EXPONENT as LORENZ_EXPONENT
+from ._tasks import Series as Series
+from ._tasks import lorenz as lorenz
+from ._tasks import mackey_glass as mackey_glass
+from ._tasks import narma as narma
+from ._tasks import recall as recall
+from ._tasks import scanned_digits as scanned_digits
