@@ -18,7 +18,7 @@ _LIGHT = {
     "line": "#8a939e",
     "good": "#e8f1fa",
     "holds": "#1763a6",
-    "part": "#5b9bd5",
+    "part": "#4389cc",
     "fails": "#b8480c",
     "undecided": "#8a6100",
     "untested": "#68717c",
