@@ -13,3 +13,6 @@ from ._pass import Visit as Visit
 from ._port import DensePort as DensePort
 from ._port import Port as Port
 from ._site import Site as Site
+from ._sites import Finder as Finder
+from ._sites import SiteList as SiteList
+from ._sites import sites as sites

@@ -132,12 +132,13 @@ class Engine:
 
 
 @contextlib.contextmanager
-def attach(model: nn.Module, operations: Sequence[Operation]) -> Iterator[Engine]:
+def attach(model: nn.Module, operations: Sequence[Operation], *, all_reached: bool = True) -> Iterator[Engine]:
     """Let operations happen at their sites whenever the model runs, until the `with` is left.
 
     Args:
         model: any module; refused when compiled.
         operations: recorders and edits, in the order in which the edits shall apply.
+        all_reached: whether it is an error when the model runs and never comes by a site.
 
     Raises:
         SiteError: a site is not in the model, or its value cannot be edited.
@@ -190,7 +191,7 @@ def attach(model: nn.Module, operations: Sequence[Operation]) -> Iterator[Engine
                 if not _engines:
                     _call_patch.leave()
                     fast_path_off.leave()
-    if engine.passes > begun:
+    if all_reached and engine.passes > begun:
         _check_reached(entries)
 
 
@@ -206,7 +207,7 @@ def _entry(engine: Engine, operation: Operation) -> _Entry:
     site = operation.site
     module = find_module(engine.model, site.path)
     if not operation.records:
-        reason = read_only(engine.model, module, site)
+        reason = read_only(module, site)
         if reason is not None:
             raise SiteError(f"the value at site {site.path!r} cannot be edited: {reason}", given=str(site))
     in_loop = not operation.records and site.where == "loop" and site.at == "output" and _has_loop(module)

@@ -1,8 +1,8 @@
 """What an operation is told when it fires: which pass of the model, which call, which positions, which mask.
 
 A *pass* begins when the model (or, outside of it, any module inside it) is called and ends when that call returns.
-Inside a pass, tokens may flow in more than one *stream*: the encoder and the decoder of a sequence-to-sequence model have
-their own lengths and masks. The stream of a module is that of the innermost caller that takes a padding mask.
+Inside a pass, tokens may flow in more than one *stream*: the encoder and the decoder of a sequence-to-sequence model
+have their own lengths and masks. The stream of a module is that of the innermost caller that takes a padding mask.
 """
 
 from __future__ import annotations

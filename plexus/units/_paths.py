@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from torch import nn
@@ -10,24 +9,26 @@ from torch import nn
 from plexus.errors import UnknownNameError, UnsupportedError
 from plexus.units._site import Site
 
-__all__ = ["find_module", "plain_name", "read_only", "refuse_compiled", "walk"]
-
-_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|module|base_model\.model|base_layer|_fsdp_wrapped_module)(?:\.|$)")
+__all__ = ["find_module", "read_only", "refuse_compiled", "unwrap", "walk"]
 
 
-def plain_name(model: nn.Module, name: str) -> str:
-    """The dotted name without the parts that torch.compile, data parallelism and PEFT put in."""
-    if name in _own_names(model):
-        return name
-    return _strip(model, name)
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside torch.compile's, data parallelism's and PEFT's wrappers."""
+    while True:
+        inner = _inner(module)
+        if inner is None:
+            return module
+        module = inner
 
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module under each of its names, wrapper prefixes left out; a wrapper's inside takes the wrapper's name."""
-    seen: dict[str, nn.Module] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        seen[_strip(model, name)] = module
-    yield from seen.items()
+    """Every module under each of its names; a wrapper does not show, and what it wraps takes its name."""
+    model = unwrap(model)
+    yield "", model
+    for name, child in model._modules.items():
+        if child is not None:
+            for rest, module in walk(child):
+                yield f"{name}.{rest}" if rest else name, module
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
@@ -41,8 +42,7 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
     try:
         return model.get_submodule(path)
     except AttributeError:
-        pass
-    known = dict(walk(model))
+        known = dict(walk(model))
     if path in known:
         return known[path]
     raise UnknownNameError.among("module", path, [name for name in known if name])
@@ -52,29 +52,33 @@ def refuse_compiled(model: nn.Module) -> None:
     """Raise `UnsupportedError` if the model or a part of it runs as compiled code, which would ignore operations."""
     for name, module in model.named_modules():
         wrapped = "_orig_mod" in module._modules
-        forward = module.forward
-        if wrapped or module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable"):
+        if wrapped or module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable"):
             where = f"the part {name!r} of the model" if name else "the model"
             raise UnsupportedError(
                 f"{where} is compiled, and compiled code ignores what is attached to it",
-                mend="use the model before torch.compile (`model._orig_mod`), and compile after editing",
+                mend="use the model as it was before torch.compile (`model._orig_mod`), and compile after editing",
             )
 
 
-def read_only(model: nn.Module, module: nn.Module, site: Site) -> str | None:
+def read_only(module: nn.Module, site: Site) -> str | None:
     """Why the value at a site is not used by the model and so cannot be edited; None if it can."""
     first = site.leaf in (None, 0) or (isinstance(site.leaf, str) and not site.leaf[:1].isdigit())
     if site.at == "output" and not first:
-        if isinstance(module, nn.MultiheadAttention):
-            return "attention weights are returned for show, after they were used"
-        if type(module).__module__.startswith("transformers.") and "Attention" in type(module).__name__:
+        foreign = type(module).__module__.startswith("transformers.") and "Attention" in type(module).__name__
+        if foreign or isinstance(module, nn.MultiheadAttention):
             return "attention weights are returned for show, after they were used"
     return None
 
 
-def _own_names(model: nn.Module) -> set[str]:
-    return {name for name, _ in model.named_modules(remove_duplicate=False)}
-
-
-def _strip(model: nn.Module, name: str) -> str:
-    return _WRAPPERS.sub("", name).rstrip(".")
+def _inner(module: nn.Module) -> nn.Module | None:
+    children = module._modules
+    if "_orig_mod" in children:
+        return children["_orig_mod"]
+    home = type(module).__module__
+    if "module" in children and (len(children) == 1 or home.startswith(("torch.nn.parallel", "torch.distributed"))):
+        parallel = home.startswith(("torch.nn.parallel", "torch.distributed", "torch.optim.swa_utils", "accelerate"))
+        return children["module"] if parallel else None
+    if home.startswith("peft.") and "base_model" in children:
+        base = children["base_model"]
+        return base._modules.get("model", base) if base is not None else None
+    return None
