@@ -46,7 +46,7 @@ class ShardWriter:
                 given=self.folder,
                 mend="name a new folder, or remove the old recording",
             )
-        self._sites, self._count = sites, 0
+        self._sites, self.count = sites, 0
         body = {"sites": [site.to_json() for site in sites], "model": model, "pooled": pooled}
         write_json(self.folder / "header.json", KIND, VERSION, body)
 
@@ -58,8 +58,8 @@ class ShardWriter:
                 tensors[f"values.{i}"] = values[site]
                 tensors.update({f"{name}.{i}": getattr(table[site], name) for name in COLUMNS})
         if tensors:
-            write_tensors(self.folder / _shard(self._count), KIND, VERSION, {"shard": self._count}, tensors)
-            self._count += 1
+            write_tensors(self.folder / _shard(self.count), KIND, VERSION, {"shard": self.count}, tensors)
+            self.count += 1
 
     def close(self, samples: int, labels: Tensor | Mapping[str, Tensor] | None) -> None:
         """Write labels and the mark that all is there."""
@@ -71,7 +71,7 @@ class ShardWriter:
                 else {"labels": labels}
             )
             write_tensors(self.folder / "labels.safetensors", KIND, VERSION, {"concepts": named}, tensors)
-        body = {"shards": self._count, "samples": samples, "labels": labels is not None}
+        body = {"shards": self.count, "samples": samples, "labels": labels is not None}
         write_json(self.folder / "complete.json", KIND, VERSION, body)
 
 

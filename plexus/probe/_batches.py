@@ -1,0 +1,135 @@
+"""What may be a batch, and how a model is called with one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from plexus.errors import DeviceError, DtypeError, PlexusError, ShapeError
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def each_batch(batches: Any) -> Iterator[Any]:
+    """The batches in `batches`: one tensor, mapping or packed sequence is one batch, other iterables hold batches.
+
+    Raises:
+        DtypeError: if it is no batch and cannot be iterated.
+        ShapeError: if there is no batch, or one without samples.
+    """
+    if isinstance(batches, Tensor | np.ndarray | Mapping | PackedSequence):
+        batches = [batches]
+    elif isinstance(batches, str | bytes) or not isinstance(batches, Iterable):
+        raise DtypeError(
+            "these are no batches",
+            given=type(batches).__name__,
+            expected="a tensor, a mapping of tensors, or an iterable of batches (a DataLoader, a list …)",
+        )
+    count = -1
+    for count, batch in enumerate(batches):
+        if isinstance(batch, np.ndarray):
+            batch = torch.as_tensor(batch)
+        first = next(_tensors(batch), None)
+        if first is not None and first.numel() == 0:
+            raise ShapeError(f"batch {count} is empty", given=tuple(first.shape), expected="at least one sample")
+        yield batch
+    if count < 0:
+        raise ShapeError("there are no batches", mend="an iterator that was used up gives none: pass a list")
+
+
+def run(model: nn.Module, batch: Any, forward: Forward | None, generate: Mapping[str, Any] | None) -> Any:
+    """Call the model with a batch; errors of a wrong device or dtype are said in words.
+
+    A mapping is passed by keyword; of a tuple the first elements that the model's `forward` requires by position.
+    """
+    _same_device(model, batch)
+    try:
+        if forward is not None:
+            return forward(model, batch)
+        call: Callable[..., Any] = model if generate is None else cast(Any, model).generate
+        options = generate or {}
+        if isinstance(batch, Mapping):
+            return call(**batch, **options)
+        if isinstance(batch, Tensor | PackedSequence) or not isinstance(batch, tuple | list):
+            return call(batch, **options)
+        return call(*batch[: 1 if generate is not None else wanted(model, batch)], **options)
+    except RuntimeError as error:
+        if not isinstance(error, PlexusError):
+            _other_dtype(model, batch, error)
+        raise
+
+
+def wanted(model: nn.Module, batch: tuple[Any, ...] | list[Any]) -> int:
+    """How many leading elements of a batch are the model's input; the others (labels) are not."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return len(batch)
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return len(batch)
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = sum(p.kind in positional and p.default is p.empty for p in parameters)
+    return max(1, min(required, len(batch)))
+
+
+def labels_in(model: nn.Module, batch: Any, samples: int) -> Tensor | None:
+    """The labels that a batch carries: its one element beside the input, if that is a tensor with one per sample."""
+    if isinstance(batch, PackedSequence) or not isinstance(batch, tuple | list):
+        return None
+    rest = batch[wanted(model, batch) :]
+    if len(rest) != 1 or not isinstance(rest[0], Tensor) or rest[0].dim() == 0 or len(rest[0]) != samples:
+        return None
+    return rest[0].detach().cpu()
+
+
+def sample_counts(batch: Any) -> set[int] | None:
+    """How many samples a batch may hold, as its tensors show: the sizes of their first two dimensions."""
+    if isinstance(batch, PackedSequence):
+        return {int(batch.batch_sizes[0])}
+    sizes = {int(size) for tensor in _tensors(batch) for size in tensor.shape[:2]}
+    return sizes or None
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, PackedSequence):
+        yield batch.data
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, tuple | list):
+        for value in batch:
+            yield from _tensors(value)
+
+
+def _same_device(model: nn.Module, batch: Any) -> None:
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) != 1:
+        return
+    device = devices.pop()
+    for tensor in _tensors(batch):
+        if tensor.device != device and tensor.dim() > 0:
+            raise DeviceError(
+                "the batch and the model lie on different devices",
+                given=f"batch on {tensor.device}, model on {device}",
+                mend=f"move the batch: batch.to({str(device)!r})",
+            )
+
+
+def _other_dtype(model: nn.Module, batch: Any, error: RuntimeError) -> None:
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    given = {tensor.dtype for tensor in _tensors(batch) if tensor.is_floating_point()}
+    if len(dtypes) == 1 and given and given != dtypes and "dtype" in str(error):
+        dtype = dtypes.pop()
+        raise DtypeError(
+            "the batch and the model have different dtypes",
+            given=f"batch {', '.join(sorted(map(str, given)))}, model {dtype}",
+            mend=f"convert one: batch.to({dtype})",
+        ) from error

@@ -1,0 +1,428 @@
+"""Recording what units do while a model runs, without changing the model.
+
+The model runs in evaluation mode without gradients; values are copied the moment they exist; training flags, buffers,
+tensors kept as attributes and the random state are put back, after errors too. Padding is dropped by the mask of the
+site's own stream of tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from plexus.errors import (
+    DtypeError,
+    PlexusError,
+    RangeError,
+    ShapeError,
+    SiteError,
+    UnknownNameError,
+    UnsupportedError,
+)
+from plexus.probe._batches import Forward, each_batch, labels_in, run, sample_counts
+from plexus.probe._collect import POSITIONS, Collector, Layout, Positions, layout
+from plexus.probe._progress import length, tracked
+from plexus.probe._quiet import quiet
+from plexus.units import Recording, Site, Table, Visit, attach, fingerprint
+from plexus.units._recording import Labels, check_labels
+from plexus.units._rows import How
+from plexus.units._shards import Shards, ShardWriter
+
+SHARD = 64 * 2**20  # bytes of rows gathered before a shard is written
+BUDGET = 2 * 2**30
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def record(
+    model: nn.Module,
+    batches: Any,
+    at: Site | Iterable[Site],
+    *,
+    pool: How | None = None,
+    by: Sequence[str] = ("sample",),
+    positions: Positions = "all",
+    labels: Labels | None = None,
+    grad: Loss | None = None,
+    forward: Forward | None = None,
+    generate: Mapping[str, Any] | bool | None = None,
+    before_batch: Callable[[nn.Module], object] | None = None,
+    budget: int | None = BUDGET,
+    spill: str | os.PathLike[str] | None = None,
+    nonfinite: Literal["refuse", "keep"] = "refuse",
+    progress: bool | None = None,
+) -> Recording:
+    """Run a model over batches and record the values of units.
+
+    Args:
+        model: any module; it is as before when this returns.
+        batches: one tensor, one mapping (passed by keyword), or an iterable of batches: tensors, mappings, or tuples of
+            which the model gets as many leading elements as its `forward` requires and one more tensor is its labels.
+        at: the site or sites.
+        pool: reduce the rows of each sample at once ("last", "first", "mean", "sum", "max", "min"); None keeps all.
+        by: columns of the table that pooling keeps apart.
+        positions: which tokens to keep: all, the prompt's, the generated ones, or the last real one of each pass.
+        labels: `[sample, …]` for all samples, or several by name.
+        grad: a loss `(output, batch) -> scalar`; its gradients at the sites are recorded instead of the values.
+        forward: how to run the model on a batch, `(model, batch) -> output`, where a plain call is not it.
+        generate: run `model.generate` with these arguments (`True`: with none) token by token.
+        before_batch: called with the model before each batch, for example to reset a network that keeps its state.
+        budget: bytes of rows held in memory; beyond it, rows go to disk. None: no limit.
+        spill: a new folder for the rows; they then go there from the start, and stay. Without it rows over the budget
+            go to a temporary folder that lives as long as the recording.
+        nonfinite: "refuse" raises on NaN and infinity, "keep" records them.
+        progress: show a progress line (`None`: on a terminal, when it takes longer).
+
+    Returns:
+        A `Recording`; `record.labels` are the labels given, or those that came with the batches.
+
+    Raises:
+        ShapeError: no batches, an empty batch, labels that do not match the samples, sites that disagree on samples.
+        RangeError: NaN or infinity at a site.
+        SiteError: no site, or one that the model does not have; `SiteNotReached` for one that it never came by.
+        DeviceError, DtypeError: the batch lies elsewhere or is of another dtype than the model.
+        UnsupportedError: gradients of generation.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> hidden = Site("1", "b u")
+        >>> rec = record(model, torch.randn(16, 4), hidden)
+        >>> rec[hidden].shape
+        torch.Size([16, 8])
+        >>> slope = record(model, torch.randn(16, 4), hidden, grad=lambda output, batch: output[:, 0].sum())
+        >>> torch.equal(slope[hidden][0], model[2].weight[0])
+        True
+    """
+    options = Options(
+        sites=_sites(at),
+        pool=pool,
+        by=tuple(by),
+        positions=positions,
+        grad=grad,
+        forward=forward,
+        generate=_generation(model, generate, grad),
+        before_batch=before_batch,
+        finite=_finite(nonfinite),
+    )
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
+        raise RangeError("the budget is a number of bytes", given=budget, expected="a positive int, or None")
+    limit = None if labels is None else _count(labels)
+    store = _Store(options, fingerprint(model), budget, spill)
+    samples, seen = 0, []
+    with store, quiet(model, grad=grad is not None), _Session(model, options) as session:
+        for number, batch in enumerate(tracked(each_batch(batches), "recording", length(batches), progress)):
+            values, table, count = session.run(batch, number, samples)
+            store.add(values, table)
+            seen.append(labels_in(model, batch, count) if labels is None else None)
+            samples += count
+            if limit is not None and samples > limit:
+                check_labels(labels, samples)
+        found = [label for label in seen if label is not None]
+        if labels is None and seen and len(found) == len(seen):
+            labels = torch.cat(found)
+        checked = check_labels(labels, samples)
+    return store.close(samples, checked)
+
+
+def stream(
+    model: nn.Module,
+    batches: Any,
+    at: Site | Iterable[Site],
+    *,
+    pool: How | None = None,
+    by: Sequence[str] = ("sample",),
+    positions: Positions = "all",
+    labels: Labels | None = None,
+    grad: Loss | None = None,
+    forward: Forward | None = None,
+    generate: Mapping[str, Any] | bool | None = None,
+    before_batch: Callable[[nn.Module], object] | None = None,
+    nonfinite: Literal["refuse", "keep"] = "refuse",
+) -> Iterator[Recording]:
+    """Like `record`, one `Recording` per batch, so that only one batch is held; the scores take it in place of one.
+
+    Between two batches the model is as before. `labels` are those of all samples; each piece carries its own.
+
+    Raises:
+        As `record`; labels left over at the end are refused too.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+        >>> pieces = stream(model, [torch.randn(3, 4), torch.randn(2, 4)], Site("1", "b u"))
+        >>> [piece.samples for piece in pieces]
+        [3, 2]
+    """
+    options = Options(
+        sites=_sites(at),
+        pool=pool,
+        by=tuple(by),
+        positions=positions,
+        grad=grad,
+        forward=forward,
+        generate=_generation(model, generate, grad),
+        before_batch=before_batch,
+        finite=_finite(nonfinite),
+    )
+    limit, model_name = None if labels is None else _count(labels), fingerprint(model)
+
+    def pieces() -> Iterator[Recording]:
+        samples = 0
+        for number, batch in enumerate(each_batch(batches)):
+            with quiet(model, grad=grad is not None), _Session(model, options) as session:
+                values, table, count = session.run(batch, number, 0)
+            if limit is not None and samples + count > limit:
+                check_labels(labels, samples + count)
+            mine = labels_in(model, batch, count) if labels is None else _slice(labels, samples, samples + count)
+            samples += count
+            yield Recording(values, table, samples=count, labels=mine, model=model_name, pooled=pool)
+        check_labels(labels, samples)
+
+    return pieces()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to record and how, checked once."""
+
+    sites: tuple[Site, ...]
+    pool: str | None
+    by: tuple[str, ...]
+    positions: Positions
+    grad: Loss | None
+    forward: Forward | None
+    generate: Mapping[str, Any] | None
+    before_batch: Callable[[nn.Module], object] | None
+    finite: bool
+
+    def __post_init__(self) -> None:
+        if self.positions not in POSITIONS:
+            raise UnknownNameError.among("choice of positions", str(self.positions), POSITIONS)
+        self.collector()
+
+    def collector(self) -> Collector:
+        return Collector(self.sites, self.pool, self.by, self.finite)
+
+
+class _Session:
+    """Operations attached to a model, and the batches that run through it."""
+
+    def __init__(self, model: nn.Module, options: Options) -> None:
+        self.model, self.options = model, options
+        self.collector = options.collector()
+        places = options.sites, options.positions, self.collector
+        self.slopes = [] if options.grad is None else [_Slope(site, *places[1:]) for site in places[0]]
+        looks = [_Look(site, *places[1:]) for site in places[0]] if options.grad is None else []
+        self.attached = attach(model, [*self.slopes, *looks])
+
+    def __enter__(self) -> _Session:
+        self.attached.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self.attached.__exit__(*error)
+
+    def run(self, batch: Any, number: int, first: int) -> tuple[dict[Site, Tensor], dict[Site, Table], int]:
+        """Rows of one batch, its samples numbered from `first`, and their count."""
+        options = self.options
+        self.collector.begin()
+        if options.before_batch is not None:
+            options.before_batch(self.model)
+        output = run(self.model, batch, options.forward, options.generate)
+        if options.grad is not None:
+            self._differentiate(options.grad(output, batch))
+        values, table, count = self.collector.finish(first)
+        possible = sample_counts(batch)
+        if count is None:
+            count = max(possible or {0})  # no site was reached in this batch; whether that is an error is said on exit
+        elif possible is not None and count != 1 and count not in possible and options.forward is None:
+            site = next(iter(values))
+            raise ShapeError(
+                f"{site} shows {count} samples, and batch {number} does not have that many",
+                given=f"sizes of its first dimensions: {sorted(possible)}",
+                mend="if time was folded into the batch, name both axes, for example axes='(t:10 b) u'",
+            )
+        return values, table, count
+
+    def _differentiate(self, loss: Any) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ShapeError("grad is a loss that gives one number", given=given, expected="a tensor with one element")
+        taken = [visit for slope in self.slopes for visit in slope.taken()]
+        inputs = [value for _, value, _, _ in taken]
+        if not loss.requires_grad:
+            slopes: Sequence[Tensor | None] = [None] * len(inputs)
+        else:
+            slopes = torch.autograd.grad(loss.reshape(()), inputs, allow_unused=True) if inputs else []
+        for (site, value, visit, rows), slope in zip(taken, slopes, strict=True):
+            self.collector.add(site, torch.zeros_like(value) if slope is None else slope, visit, rows)
+
+
+class _Look:
+    """Records values."""
+
+    records = True
+
+    def __init__(self, site: Site, positions: Positions, collector: Collector) -> None:
+        self.site, self.positions, self.collector = site, positions, collector
+
+    def __call__(self, values: Tensor, visit: Visit) -> None:
+        if not visit.recomputing:
+            rows = layout(values.shape[: len(visit.rows)], visit, self.positions)
+            self.collector.add(self.site, values, visit, rows)
+
+
+class _Slope:
+    """Passes values through and remembers them, so that a loss can be differentiated by them."""
+
+    records = False
+
+    def __init__(self, site: Site, positions: Positions, collector: Collector) -> None:
+        # an edit that changes nothing at the read-out sees the very values that the loop gave
+        self.site, self._key, self.positions = replace(site, where="readout"), site, positions
+        self._taken: list[tuple[Site, Tensor, Visit, Layout]] = []
+
+    def __call__(self, values: Tensor, visit: Visit) -> Tensor | None:
+        if visit.recomputing:
+            return None
+        value = values if values.requires_grad else values.detach().requires_grad_()
+        rows = layout(values.shape[: len(visit.rows)], visit, self.positions)
+        self._taken.append((self._key, value, visit, rows))
+        return value.clone()
+
+    def taken(self) -> list[tuple[Site, Tensor, Visit, Layout]]:
+        """What passed since the last time, and forget it."""
+        taken, self._taken = self._taken, []
+        return taken
+
+
+class _Store:
+    """Rows in memory, or on disk once they are too many."""
+
+    def __init__(self, options: Options, model: str, budget: int | None, spill: str | os.PathLike[str] | None) -> None:
+        self.options, self.model, self.budget = options, model, budget
+        self.values: dict[Site, list[Tensor]] = {site: [] for site in options.sites}
+        self.table: dict[Site, list[Table]] = {site: [] for site in options.sites}
+        self.held = 0
+        self.temporary: str | None = None
+        self.writer: ShardWriter | None = None
+        if spill is not None:
+            self.writer = ShardWriter(spill, list(options.sites), model, options.pool)
+
+    def __enter__(self) -> _Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return
+        if self.temporary is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+        elif self.writer is not None and (issubclass(kind, PlexusError) or self.writer.count == 0):
+            shutil.rmtree(self.writer.folder, ignore_errors=True)  # refused input leaves nothing
+        elif self.writer is not None:
+            with contextlib.suppress(OSError):
+                self.flush()  # what was recorded until an interruption stays readable
+
+    def add(self, values: dict[Site, Tensor], table: dict[Site, Table]) -> None:
+        for site, value in values.items():
+            if self.values[site] and self.values[site][0].shape[1:] != value.shape[1:]:
+                raise ShapeError(
+                    f"{site} has another number of units in this batch",
+                    given=tuple(value.shape[1:]),
+                    expected=tuple(self.values[site][0].shape[1:]),
+                )
+            self.values[site].append(value)
+            self.table[site].append(table[site])
+            self.held += value.numel() * value.element_size() + 32 * len(value)
+        if self.writer is None and self.budget is not None and self.held > self.budget:
+            self.temporary = tempfile.mkdtemp(prefix="plexus-recording-")
+            self.writer = ShardWriter(self.temporary, list(self.options.sites), self.model, self.options.pool)
+        if self.writer is not None and self.held > min(SHARD, self.budget or SHARD):
+            self.flush()
+
+    def flush(self) -> None:
+        if self.writer is None or not self.held:
+            return
+        # the last shapes stay behind as empty tensors, so that later batches are still compared with them
+        self.writer.append(
+            {site: torch.cat(parts) for site, parts in self.values.items() if parts},
+            {site: Table.cat(parts) for site, parts in self.table.items() if parts},
+        )
+        self.values = {site: [part[:0] for part in parts[:1]] for site, parts in self.values.items()}
+        self.table = {site: [part[:0] for part in parts[:1]] for site, parts in self.table.items()}
+        self.held = 0
+
+    def close(self, samples: int, labels: Labels | None) -> Recording:
+        if self.writer is not None:
+            self.flush()
+            self.writer.close(samples, labels)
+            shards = Shards(self.writer.folder)
+            if self.temporary is not None:
+                weakref.finalize(shards, shutil.rmtree, self.temporary, ignore_errors=True)
+            return Recording._spilled(shards)
+        return Recording(
+            {site: torch.cat(parts) for site, parts in self.values.items() if parts},
+            {site: Table.cat(parts) for site, parts in self.table.items() if parts},
+            samples=samples,
+            labels=labels,
+            model=self.model,
+            pooled=self.options.pool,
+        )
+
+
+def _sites(at: Site | Iterable[Site]) -> tuple[Site, ...]:
+    if isinstance(at, Site):
+        return (at,)
+    if isinstance(at, str) or not isinstance(at, Iterable):
+        raise DtypeError(
+            "a place to record is a site",
+            given=repr(at),
+            expected="Site",
+            mend="px.sites(model, 'a pattern') finds sites",
+        )
+    sites = tuple(dict.fromkeys(at))
+    for site in sites:
+        if not isinstance(site, Site):
+            raise DtypeError("a place to record is a site", given=repr(site), expected="Site")
+    if not sites:
+        raise SiteError("there is no site to record", mend="px.sites(model, 'a pattern') finds sites")
+    return sites
+
+
+def _generation(
+    model: nn.Module, generate: Mapping[str, Any] | bool | None, grad: Loss | None
+) -> Mapping[str, Any] | None:
+    if generate is None or generate is False:
+        return None
+    if grad is not None:
+        raise UnsupportedError(
+            "generation has no gradient, because tokens are drawn", mend="record a plain forward pass"
+        )
+    if not callable(getattr(model, "generate", None)):
+        raise UnsupportedError("this model does not generate", given=type(model).__name__, mend="leave out generate=")
+    return {} if generate is True else dict(generate)
+
+
+def _finite(nonfinite: str) -> bool:
+    if nonfinite not in ("refuse", "keep"):
+        raise UnknownNameError.among("choice of `nonfinite`", str(nonfinite), ("refuse", "keep"))
+    return nonfinite == "refuse"
+
+
+def _count(labels: Labels) -> int | None:
+    first = next(iter(labels.values()), None) if isinstance(labels, Mapping) else labels
+    return length(first)
+
+
+def _slice(labels: Labels, start: int, stop: int) -> Labels:
+    if isinstance(labels, Mapping):
+        return {name: torch.as_tensor(value)[start:stop] for name, value in labels.items()}
+    return torch.as_tensor(labels)[start:stop]
