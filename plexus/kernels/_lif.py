@@ -40,8 +40,8 @@ def lif(
     rest: Tensor | float = 0.0,
     reset: Reset = "soft",
     reset_value: Tensor | float = 0.0,
-    delayed: bool = False,
-    detach: bool = False,
+    delayed_reset: bool = False,
+    detach_reset: bool = False,
     inclusive: bool = False,
     refractory: int = 0,
     surrogate: Slope = "arctan",
@@ -69,8 +69,8 @@ def lif(
         rest: potential towards which the membrane decays.
         reset: `"soft"` subtracts the threshold, `"hard"` goes to `reset_value`, `"none"` does nothing.
         reset_value: where a hard reset goes.
-        delayed: apply the reset one step later, to what that step has integrated, instead of at once.
-        detach: let no gradient flow through the reset.
+        delayed_reset: apply the reset one step later, to what that step has integrated, instead of at once.
+        detach_reset: let no gradient flow through the reset.
         inclusive: spike at m = threshold as well.
         refractory: steps after a spike for which the neuron keeps its potential and stays silent.
         surrogate: a `Surrogate`, the name of one, or a function u -> dz/du (which runs the eager reference).
@@ -103,7 +103,6 @@ def lif(
         raise RangeError("the refractory time is negative", given=refractory, expected="a number of steps >= 0")
     if smooth and refractory:
         raise UnsupportedError("a smooth spike has no moment from which to be refractory", mend="use refractory=0")
-    state = _checked(state, x)
     slope, chosen = None, Surrogate()
     if callable(surrogate):
         if smooth:
@@ -116,8 +115,8 @@ def lif(
         LIF_DYNAMICS,
         {
             "reset": reset,
-            "delayed": delayed and reset != "none",
-            "detach": detach,
+            "delayed": delayed_reset and reset != "none",
+            "detach": detach_reset,
             "inclusive": inclusive,
             "refractory": refractory > 0,
             "rest": has_rest,
@@ -128,6 +127,7 @@ def lif(
     )
     numbers = {"decay": decay, "gain": gain, "threshold": threshold, "rest": rest, "reset_value": reset_value}
     columns = [_column(name, number, x) for name, number in numbers.items()]
+    state = _checked(state, x, columns[3] if has_rest else None)
     dense_port = _port(port, x)
     columns += dense_port
     assert chosen.width is not None
@@ -150,17 +150,17 @@ def lif(
     return spikes, LIFState(*memory)
 
 
-def _checked(state: LIFState | None, x: Tensor) -> LIFState:
+def _checked(state: LIFState | None, x: Tensor, rest: Tensor | None) -> LIFState:
     if state is None:
         zeros = x.new_zeros(x.shape[1:])
-        return LIFState(zeros, zeros, zeros)
+        return LIFState(zeros if rest is None else zeros + rest, zeros, zeros)
     for name, part in zip(LIFState._fields, state, strict=True):
         if part.shape != x.shape[1:]:
             raise ShapeError(
                 f"{name} of the state does not fit the input",
                 given=f"state {tuple(part.shape)} for input {tuple(x.shape)}",
                 expected=f"{tuple(x.shape[1:])}: [batch, unit…] of an input [time, batch, unit…]",
-                mend="start from None or from the state that an input of this batch size left",
+                mend=_mend(part, x),
             )
         if part.dtype != x.dtype:
             raise DtypeError(
@@ -171,6 +171,12 @@ def _checked(state: LIFState | None, x: Tensor) -> LIFState:
                 f"{name} of the state lies on another device than the input", given=part.device, expected=x.device
             )
     return state
+
+
+def _mend(part: Tensor, x: Tensor) -> str:
+    if part.shape == (x.shape[0], *x.shape[2:]):
+        return "the input looks batch-first; time comes first here: x.transpose(0, 1)"
+    return "start from None, or from the state that an input of this batch size left"
 
 
 def _column(name: str, number: Tensor | float, x: Tensor) -> Tensor:

@@ -3,3 +3,7 @@ from ._fixed_point import fixed_point as fixed_point
 from ._recurrent_rate import RateState as RateState
 from ._recurrent_rate import RecurrentRate as RecurrentRate
 from ._recurrent_rate import spectral_abscissa as spectral_abscissa
+from . import neurons as neurons
+from .neurons import LIF as LIF
+from .neurons import LIFState as LIFState
+from .neurons import RecurrentLIF as RecurrentLIF
