@@ -89,6 +89,7 @@ def lif(
         UnsupportedError: `backend="fused"` and there is no fused loop for this call.
 
     Example:
+        >>> import torch
         >>> spikes, state = lif(torch.full((6, 1, 1), 0.4), decay=1.0)
         >>> spikes.flatten().tolist()
         [0.0, 0.0, 1.0, 0.0, 1.0, 0.0]

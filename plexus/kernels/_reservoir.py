@@ -10,15 +10,16 @@ Backward, with λ[t] = dL/dx[t] and s[t] the port's slope:
     λ[t] = s[t] (dL/de[t] + Wᵀ δ[t+1]) + (1 - a) λ[t+1],      δ[t] = a f'(z[t]) λ[t] = dL/dd[t]
     dL/dW = Σ_t δ[t] e[t-1]ᵀ,  dL/dx[-1] = s[-1] Wᵀ δ[0] + (1 - a) λ[0]
 
-The fused loop is Numba's: W as jagged diagonals where at most 15 % of it is occupied (there they beat dense columns by a
-third to two thirds), as dense columns otherwise; samples of the batch are spread over torch's threads. `reservoir_reference` states the same equations in
-torch; it runs wherever the fused loop cannot follow (other devices and dtypes, `torch.func`, forward-mode derivatives, a
-second derivative, gradients of the port or the leak).
+The fused loop is Numba's: W as jagged diagonals where at most 15 % of it is occupied (there they beat dense columns by
+a third to two thirds), as dense columns otherwise; samples of the batch are spread over torch's threads.
+`reservoir_reference` states the same equations in torch; it runs wherever the fused loop cannot follow (other devices
+and dtypes, `torch.func`, forward-mode derivatives, a second derivative, gradients of the port or the leak).
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import exp, tanh
@@ -159,7 +160,9 @@ def _fusable(drive: Tensor, weight: Tensor, initial: Tensor, leak: Tensor, port:
 # ---------------------------------------------------------------- the loops, plain Python that Numba compiles
 
 
-def _forward_sparse(drive, order, lengths, columns, values, x, leak, kind, gain, bias, low, high, out, first, last):  # type: ignore[no-untyped-def]
+def _forward_sparse(  # type: ignore[no-untyped-def]
+    drive, order, lengths, columns, values, x, leak, kind, gain, bias, low, high, out, first, last
+):
     steps, units = drive.shape[0], drive.shape[2]
     e = np.empty(units, drive.dtype)
     z = np.empty(units, drive.dtype)
@@ -186,7 +189,9 @@ def _forward_sparse(drive, order, lengths, columns, values, x, leak, kind, gain,
                 out[t, b, i] = e[i]
 
 
-def _forward_dense(drive, columns, x, leak, kind, gain, bias, low, high, out, first, last):  # type: ignore[no-untyped-def]
+def _forward_dense(  # type: ignore[no-untyped-def]
+    drive, columns, x, leak, kind, gain, bias, low, high, out, first, last
+):
     steps, units = drive.shape[0], drive.shape[2]
     e = np.empty(units, drive.dtype)
     z = np.empty(units, drive.dtype)
@@ -211,7 +216,9 @@ def _forward_dense(drive, columns, x, leak, kind, gain, bias, low, high, out, fi
                 out[t, b, i] = e[i]
 
 
-def _backward_sparse(grad, indptr, columns, values, slope, port_slope, leak, delta, carry, first, last):  # type: ignore[no-untyped-def]
+def _backward_sparse(  # type: ignore[no-untyped-def]
+    grad, indptr, columns, values, slope, port_slope, leak, delta, carry, first, last
+):
     steps, units = grad.shape[0], grad.shape[2]
     back = np.zeros(units, grad.dtype)
     for b in range(first, last):
@@ -230,7 +237,9 @@ def _backward_sparse(grad, indptr, columns, values, slope, port_slope, leak, del
             carry[b, i] += port_slope[0, b, i] * back[i]
 
 
-def _adapt(drive, indptr, columns, values, plastic, side, x, target, rate, leak, kind, mean):  # type: ignore[no-untyped-def]
+def _adapt(  # type: ignore[no-untyped-def]
+    drive, indptr, columns, values, plastic, side, x, target, rate, leak, kind, mean
+):
     steps, batch, units = drive.shape
     before = x.copy()
     for t in range(steps):
@@ -263,7 +272,7 @@ def _adapt(drive, indptr, columns, values, plastic, side, x, target, rate, leak,
 
 @functools.cache
 def _compiled(name: str) -> Any:
-    """One loop, compiled on first use and cached on disk; sums may be reordered, NaN and infinity keep their meaning."""
+    """One loop, compiled on first use and cached on disk; sums may be reordered, NaN is kept."""
     import numba
 
     return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(
@@ -303,7 +312,7 @@ def _spread(loop: Callable[[int, int], None], batch: int) -> None:
         return
     edges = [batch * n // threads for n in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(loop, a, b) for a, b in zip(edges, edges[1:], strict=False)]:
+        for future in [pool.submit(loop, a, b) for a, b in itertools.pairwise(edges)]:
             future.result()
 
 

@@ -115,6 +115,7 @@ class Surrogate:
         RangeError: if width or height is not positive.
 
     Example:
+        >>> import torch
         >>> Surrogate("triangular", width=0.5)
         Surrogate(name='triangular', width=0.5, height=1.0)
         >>> Surrogate("arctan").derivative(torch.tensor([0.0, 1 / torch.pi]))

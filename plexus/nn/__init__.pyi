@@ -7,3 +7,6 @@ from . import neurons as neurons
 from .neurons import LIF as LIF
 from .neurons import LIFState as LIFState
 from .neurons import RecurrentLIF as RecurrentLIF
+from . import encoding as encoding
+from ._sequential import Sequential as Sequential
+from ._sequential import Stateful as Stateful

@@ -1,0 +1,5 @@
+from ._encoders import delta as delta
+from ._encoders import direct as direct
+from ._encoders import latency as latency
+from ._encoders import poisson as poisson
+from ._encoders import rate as rate
