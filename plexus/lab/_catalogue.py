@@ -1,7 +1,7 @@
 """Which studies there are, found by file name and read without importing them.
 
-A study comes from a module of `plexus.studies` (`unlearning/ssd.py` is "ssd"), or from a Python file of your own, given by
-its path. One file may hold several studies.
+A study comes from a module of `plexus.studies` (`unlearning/ssd.py` is "ssd"), or from a Python file of your own, given
+by its path. One file may hold several studies.
 """
 
 from __future__ import annotations

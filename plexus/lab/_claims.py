@@ -1,8 +1,9 @@
 """Claims: which trial is being worked on, so that two runs on one store do not repeat each other's work.
 
-A claim is a small file that its owner rewrites every few seconds. Whoever meets it looks on: it is stale when its owner is a
-process of this machine that is gone, or when it has not changed for a minute by the onlooker's own clock. A stale claim is
-taken over. Claims only save work; a trial that two runs did twice is written twice under one name with equal numbers.
+A claim is a small file that its owner rewrites every few seconds. Whoever meets it looks on: it is stale when its owner
+is a process of this machine that is gone, or when it has not changed for a minute by the onlooker's own clock. A stale
+claim is taken over. Claims only save work; a trial that two runs did twice is written twice under one name with equal
+numbers.
 """
 
 from __future__ import annotations

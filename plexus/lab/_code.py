@@ -1,9 +1,9 @@
 """What code a trial ran, as one hash.
 
-The hash covers the study's module and the `plexus` modules that a fresh process loads for importing it (for a study file of
-your own also the modules beside it), each by its syntax tree without docstrings: comments, formatting and docstrings do not
-matter. The lab's own machinery and the command are left out by name, so that a better report makes nothing run again; what
-they do to the numbers of a trial (its seeding, its threads) is versioned by `PROTOCOL`.
+The hash covers the study's module and the `plexus` modules that a fresh process loads for importing it (for a study
+file of your own also the modules beside it), each by its syntax tree without docstrings: comments, formatting and
+docstrings do not matter. The lab's own machinery and the command are left out by name, so that a better report makes
+nothing run again; what they do to the numbers of a trial (its seeding, its threads) is versioned by `PROTOCOL`.
 
 Modules that a trial loads late, while it runs, are reported by the worker and kept as `extras` of that code.
 """
@@ -28,14 +28,26 @@ from plexus.lab._catalogue import Source, import_study_module
 PROTOCOL = 1
 """How the lab seeds and runs a trial; raised when that changes the numbers."""
 
+_MACHINERY = """
+    bench calibration catalogue cite claims code doctor files figures frozen ledger machine pages planted prepared
+    progress report row runner settings show store study trial verdict worker
+"""
+
 INFRASTRUCTURE = frozenset(
-    f"plexus.lab._{name}"
-    for name in (
-        "bench calibration catalogue cite claims code doctor files figures frozen ledger machine planted prepared progress "
-        "report row runner settings store study trial verdict verify worker"
-    ).split()
-) | {"plexus.lab", "plexus.cli", "plexus._version", "plexus.studies", "plexus"}
+    ["plexus", "plexus._version", "plexus.cli", "plexus.studies", "plexus.lab"]
+    + [f"plexus.lab._{name}" for name in _MACHINERY.split()]
+)
 """Modules whose code is not part of any trial."""
+
+
+def is_infrastructure(name: str) -> bool:
+    """Whether a module is the lab's own machinery.
+
+    Example:
+        >>> is_infrastructure("plexus.lab._runner"), is_infrastructure("plexus.units._site")
+        (True, False)
+    """
+    return name in INFRASTRUCTURE or name.startswith(("plexus.lab._report", "plexus.lab._figures"))
 
 
 def tree_hash(source: str | bytes) -> str:
@@ -126,13 +138,9 @@ def relevant_modules(source: Source) -> dict[str, str]:
         path = getattr(module, "__file__", None)
         if path is None or not path.endswith(".py") or name in ("__main__", "__mp_main__"):
             continue
-        if name == source.module:
-            found[name] = path
-        elif name in INFRASTRUCTURE or name.startswith(("plexus.lab._report", "plexus.lab._figures")):
-            continue
-        elif name.startswith("plexus."):
-            found[name] = path
-        elif beside and path.startswith(beside) and "site-packages" not in path[len(beside) :]:
+        ours = name.startswith("plexus.") and not is_infrastructure(name)
+        yours = beside is not None and path.startswith(beside) and "site-packages" not in path
+        if name == source.module or ours or yours:
             found[name] = path
     return found
 

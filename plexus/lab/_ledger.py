@@ -1,7 +1,7 @@
 """The ledger: what a study measured, one JSON file per study, `ledger/<slug>.json`.
 
-A row is one JSON object (UTF-8, keys as below; numbers are finite or null, never NaN). `p` values, intervals and distances
-may be null where they do not exist (one seed, an exact check).
+A row is one JSON object (UTF-8, keys as below; numbers are finite or null, never NaN). `p` values, intervals and
+distances may be null where they do not exist (one seed, an exact check).
 
     kind        "plexus ledger row"          version     1
     slug, family, title                      the title is the first line of the study's docstring
@@ -13,7 +13,8 @@ may be null where they do not exist (one seed, an exact check).
     shares      {effect: {mean, per_seed}}   in what share of the declared range each effect holds (fidelity C), else {}
     scale       "smoke" | "full" | "paper"   settings    {field of Config: value at this scale, before arms}
     seeds       [int]                        every per-seed list below is in this order, null where a trial broke
-    arms        [{name, role, note, overrides: {}, tuned: {}, budget: int | null, metrics: {name: [per seed]}, seconds: [per seed]}]
+    arms        [{name, role, note, overrides: {}, tuned: {}, budget: int | null, metrics: {name: [per seed]},
+                  seconds: [per seed]}]
                 role: method | baseline | ablation | null | reference; budget: number of settings tried while tuning
     tuning      {note, seconds}              or null where nothing was tuned
     checks      [{name, kind, role, primary, unit, bar, passed, verdict, values, mean, interval, p, p_interval, p_holm,
@@ -22,21 +23,21 @@ may be null where they do not exist (one seed, an exact check).
                 bar: {at_least} | {at_most} | {center, margin}, with {k, n} where kind is wins; in words under `text`
                 passed: true | false | null (undecided)           verdict: "holds" | "fails" | "undecided"
                 values: [per seed]; mean; interval: [low, high] (95 % t interval) | null
-                p: exact sign-flip test of the seeds against the bar (binomial for wins); p_interval: the level at which the
-                t interval would touch the bar; p_holm: that, Holm-corrected over the further checks of the question
-                distance: how far the mean lies on the good side of the bar (negative: bad side) in units of `distance_unit`:
-                "bar" (|bar|), "interval" (half the 95 % interval, for a bar of 0) or "margin"
+                p: exact sign-flip test of the seeds against the bar (binomial for wins); p_interval: the level at which
+                the t interval would touch the bar; p_holm: that, Holm-corrected over the further checks of the question
+                distance: how far the mean lies on the good side of the bar (negative: bad side) in units of
+                `distance_unit`: "bar" (|bar|), "interval" (half the 95 % interval, for a bar of 0) or "margin"
     verdicts    {mechanism: {word, reason, check, distance, p}, advantage: the same}
-                word: holds here | holds in part | does not hold here | undecided | not tested; check: name of the primary one
+                word: holds here | holds in part | does not hold here | undecided | not tested; check: the primary one
     state       "measured" | "broken" (a sanity check failed, or a trial broke)
     broken      [{arm, seed, error, traceback}]
     frozen      {commit, date} | null        the commit that last changed protocol or bars
     confirming  bool                         the seeds follow from a hash of slug and frozen commit
-    commit, clean                            commit measured (null without git); clean: nothing uncommitted in the code that ran
+    commit, clean                           commit measured (null without git); clean: the code that ran is as committed
     versions    {package: version}           machine     CPU kind, cores, memory in words
     measured    "YYYY-MM-DD"                 duration_s  wall time of the run; trial_seconds: sum over trials
     command     the command that reruns it
-    figures     [{title, figure: {data, layout}}]       Plotly JSON, each at most 200 kB; larger ones are left out and named
+    figures     [{title, figure: {data, layout}}]       Plotly JSON, each at most 200 kB; larger ones are left out
     omitted_figures [title]
 
 `ledger/calibration.json` has kind "plexus calibration", version 1, and

@@ -1,11 +1,11 @@
 """Studies whose truth is known, by which the lab itself is judged.
 
-    sham            two arms that are copies of each other, or labels that are shuffled: there is nothing to find
-    planted above   an effect twice the bar: to be found
-    planted below   an effect of nothing under a bar, with a control that succeeds: to be called absent
-    planted between an effect just at the bar: nothing is to be claimed with certainty
+    sham             two arms that are copies of each other, or labels that are shuffled: there is nothing to find
+    planted above    an effect well above the bar: to be found
+    planted below    an effect well below the bar, with a control that succeeds: to be called absent
+    planted between  an effect that is exactly the bar: whatever is claimed is claimed by chance
 
-A seed's score is `effect + noise`; the noise differs between arms, and from study to study.
+A seed's score is `effect + noise`, the noise drawn anew for every study, arm and seed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from plexus.lab._study import Arm, BySeed, Check, Outcome, Paper, Study, interva
 
 NOISE = 0.1
 BAR = 0.1
-EACH = 40
+EACH = 20
 
-KINDS: dict[str, float] = {"sham": 0.0, "planted above": 2 * BAR + NOISE, "planted below": -BAR, "planted between": BAR}
-"""Kind → the true difference between the arms; the bar is 0.1 and the noise of a difference 0.14."""
+KINDS: dict[str, float] = {"sham": 0.0, "planted above": 3 * BAR, "planted below": -BAR, "planted between": BAR}
+"""Kind → the true difference between the arms. The bar is 0.1 (0 for shams), the noise of a difference √2 NOISE."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Planted(Study):
     """A study whose answer is known."""
 
     paper: ClassVar[Paper] = Paper("Calibration of the lab", "Plexus", 2026)
-    claim: ClassVar[str] = "Arm a scores higher than arm b by the bar."
+    claim: ClassVar[str] = "Arm a scores higher than the others by the bar."
     refuted_by: ClassVar[str] = "An interval of the difference that lies below the bar."
     fidelity = "A"
     scale_line: ClassVar[str] = "No paper stands behind it."
@@ -70,6 +70,10 @@ def _difference(arms: BySeed) -> float:
     return arms["a"]["score"] - arms["b"]["score"]
 
 
+def _rival(arms: BySeed) -> float:
+    return arms["a"]["score"] - arms["c"]["score"]
+
+
 def _control(arms: BySeed) -> float:
     return arms["control"]["score"] - arms["b"]["score"]
 
@@ -80,13 +84,14 @@ def _make(kind: str, number: int) -> type[Study]:
     arms = (
         Arm("a", role="method", score=truth, stream=1, shuffled=shuffled),
         Arm("b", role="ablation", score=0.0, stream=2, shuffled=shuffled),
-        Arm("control", role="reference", score=1.0, stream=3),
+        Arm("c", role="baseline", score=0.0, stream=3, shuffled=shuffled),
+        Arm("control", role="reference", score=1.0, stream=4),
     )
     bar = 0.0 if kind == "sham" else BAR
     checks: tuple[Check, ...] = (
         interval("a known large effect", _control, role="control", at_least=0.5),
         interval("a beats b", _difference, role="mechanism", at_least=bar, primary=True),
-        interval("a beats b by as much again", _difference, role="advantage", at_least=bar, primary=True),
+        interval("a beats c", _rival, role="advantage", at_least=bar, primary=True),
     )
     body = {
         "__module__": __name__,

@@ -1,10 +1,11 @@
 """What `Study.prepare` returned, kept on disk.
 
-Prepared things are arbitrary Python objects (modules, tensors, data), so this cache is pickled — the one place in Plexus that
-reads a pickle. It therefore reads only what this user wrote: each file begins with a keyed hash (HMAC-SHA256, the key in the
-user's own cache folder, readable by that user alone) of its name and content, which is checked before anything is loaded. A file
-that is damaged, truncated, renamed or written by somebody else counts as absent. Only files directly in the cache's folder are
-opened. The least recently used go when the folder outgrows its cap (`PLEXUS_CACHE_GB`, 4 by default).
+Prepared things are arbitrary Python objects (modules, tensors, data), so this cache is pickled — the one place in
+Plexus that reads a pickle. It therefore reads only what this user wrote: each file begins with a keyed hash (HMAC-
+SHA256, the key in the user's own cache folder, readable by that user alone) of its name and content, which is checked
+before anything is loaded. A file that is damaged, truncated, renamed or written by somebody else counts as absent. Only
+files directly in the cache's folder are opened. The least recently used go when the folder outgrows its cap
+(`PLEXUS_CACHE_GB`, 4 by default).
 
 Each trial gets a copy of its own, loaded from the bytes, the first one too.
 """

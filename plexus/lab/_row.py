@@ -171,6 +171,6 @@ def header_counts(rows: Sequence[Row], level: float = 0.05) -> dict[str, Any]:
     q_values = benjamini_hochberg(p_values)
     stand = [{"slug": s, "question": q, "word": w, "q": float(v)} for (s, q, w), v in zip(named, q_values, strict=True)]
     counts["tests"] = len(stand)
-    counts["significant"] = sum(item["q"] <= level for item in stand)
+    counts["significant"] = int((q_values <= level).sum())
     counts["q"] = stand
     return counts

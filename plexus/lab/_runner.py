@@ -1,9 +1,9 @@
 """The runner: the trials of one study over parallel worker processes.
 
-Workers are spawned, one pool per study, one thread each. A worker writes each finished trial itself, so that killing the run at
-any moment loses only what was under way. A worker that dies takes one trial with it, which is tried once more and then reported
-broken. Trials that another living run on the same store has claimed are left to it; this run waits for their files only when
-nothing else is left to do, and takes them over when that run dies.
+Workers are spawned, one pool per study, one thread each. A worker writes each finished trial itself, so that killing
+the run at any moment loses only what was under way. A worker that dies takes one trial with it, which is tried once
+more and then reported broken. Trials that another living run on the same store has claimed are left to it; this run
+waits for their files only when nothing else is left to do, and takes them over when that run dies.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ from plexus.lab._progress import Progress, Silent
 from plexus.lab._settings import from_json
 from plexus.lab._store import Finished, Store, Trial
 from plexus.lab._study import Results, Study, Tuning
-from plexus.lab._worker import THREADS, Job, Report, Task, prepared_key, tuning_key, work
+from plexus.lab._worker import THREADS, Job, Report, Task, tuning_key, work
 
 POLL = 0.25
 TRIES = 2
+
+
+class BrokenStudy(PlexusError):
+    """A study that cannot be run at all: it does not import, its tuning raises, or its workers die at the start."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def run_study(
     jobs: int | None = None,
     store: Store | None = None,
     progress: Progress | None = None,
+    crew: Crew | None = None,
 ) -> Run:
     """Run all trials of a study that the store does not hold yet, and return them all.
 
@@ -100,9 +105,11 @@ def run_study(
         jobs: worker processes; default one per core.
         store: default the one of the working directory.
         progress: who is told.
+        crew: workers to use and to leave running, for several studies of one module.
 
     Raises:
-        PlexusError: the study cannot be imported, or its scale or settings do not exist.
+        UnknownNameError: the scale, or a setting, does not exist.
+        BrokenStudy: the study cannot be imported, its tuning broke, or no worker starts.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the workers are stopped; finished trials are kept.
     """
     if jobs is not None and jobs < 1:
@@ -111,17 +118,20 @@ def run_study(
         raise RangeError("seeds are distinct, and at least one", given=list(seeds))
     store = store or Store()
     began = time.perf_counter()
-    code = store.code(entry.slug, entry.source)
+    try:
+        code = store.code(entry.slug, entry.source)
+    except PlexusError as error:
+        raise BrokenStudy(error.what, given=error.given) from error
     study = load(entry)
     study.configure(scale, overrides or {})
     run = Run(entry, study, scale, tuple(seeds), dict(overrides or {}), code=code)
-    pool = _Pool(run, store, progress or Silent(), jobs or cores())
+    pool = _Pool(run, store, progress or Silent(), jobs or cores(), crew or Crew())
     with _terminable():
         try:
             pool.tune()
             pool.trials()
         finally:
-            pool.close()
+            pool.close(keep=crew is not None)
     order = {arm.name: i for i, arm in enumerate(study.arms)}
     run.broken.sort(key=lambda item: (order[item.arm], item.seed))
     run.code = pool.code
@@ -174,6 +184,26 @@ class _Worker:
         self.process.join()
 
 
+class Crew:
+    """Worker processes that outlive one study, for several studies of the same module; stopped on exit."""
+
+    def __init__(self) -> None:
+        self.workers: list[_Worker] = []
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self, *, only_busy: bool = False) -> None:
+        """Stop the workers, or only those with a task."""
+        for worker in list(self.workers):
+            if worker.task is not None or not only_busy:
+                self.workers.remove(worker)
+                worker.stop()
+
+
 @contextlib.contextmanager
 def _quiet_start() -> Iterator[None]:
     """The child starts with Ctrl-C held off (its parent stops it) and with one thread per numerical library."""
@@ -195,12 +225,13 @@ def _quiet_start() -> Iterator[None]:
 class _Pool:
     """The workers of one study, and what they have still to do."""
 
-    def __init__(self, run: Run, store: Store, progress: Progress, jobs: int) -> None:
+    def __init__(self, run: Run, store: Store, progress: Progress, jobs: int, crew: Crew) -> None:
         self.run, self.store, self.progress, self.jobs = run, store, progress, jobs
         self.code = run.code
         self.slug = run.entry.slug
         self.claims = store.claims()
-        self.workers: list[_Worker] = []
+        self.crew = crew
+        self.workers = crew.workers
         self.deaths = 0
         self.job = Job(run.entry, store.where, run.scale, run.overrides, run.code, run.code.base_hash)
         self.pending: list[Trial] = []
@@ -229,14 +260,16 @@ class _Pool:
             time.sleep(POLL)
         self.progress.say(f"{self.slug}: tuning")
         for _ in range(TRIES):
-            report = self._one(Task(None, self.code))
+            report = self._one(Task(None, self.code, self.job))
             if report is not None:
                 break
         else:
-            report = Report(Task(None, self.code), error="the worker that tuned died twice (killed, or out of memory)")
+            report = Report(
+                Task(None, self.code, self.job), error="the worker that tuned died twice (killed, or out of memory)"
+            )
         self.claims.release(key)
         if report.error:
-            raise PlexusError(f"tuning of {self.slug} broke: {report.error}", given="\n" + report.traceback)
+            raise BrokenStudy(f"tuning of {self.slug} broke: {report.error}", given="\n" + report.traceback)
         self._learn(report)
         found = self.store.load_tuning(self.slug, report.key)
         if found is None:
@@ -245,7 +278,9 @@ class _Pool:
 
     def _one(self, task: Task) -> Report | None:
         """One task on one worker; None where the worker died."""
-        worker = self._start()
+        worker = next((worker for worker in self.workers if worker.ready), None) or self._start()
+        if worker.ready:
+            worker.give(task)
         while True:
             for message, content in self._listen([worker]):
                 if message == "ready":
@@ -313,7 +348,7 @@ class _Pool:
                     self.prepared[trial.seed] = "under way"
                     worker.preparing = str(trial.seed)
                 self._tell(f"{trial.arm}, seed {trial.seed}")
-                worker.give(Task(trial, self.code))
+                worker.give(Task(trial, self.code, self.job))
 
     def _next(self) -> Trial | None:
         """The next trial nobody has claimed: of a seed that is prepared, else of one that nobody prepares just now."""
@@ -400,7 +435,7 @@ class _Pool:
         if worker.task is None:
             self.deaths += 1
             if self.deaths >= 3:
-                raise PlexusError(f"workers of {self.slug} die before they work", given=how)
+                raise BrokenStudy(f"workers of {self.slug} die before they work", given=how)
             return
         trial, code = worker.task.trial, worker.task.code
         assert trial is not None
@@ -443,7 +478,7 @@ class _Pool:
                 while worker.connection.poll(timeout if alive else 0.0):
                     message, content = worker.connection.recv()
                     if message == "failed":
-                        raise PlexusError(f"a worker of {self.slug} could not start", given="\n" + content)
+                        raise BrokenStudy(f"a worker of {self.slug} could not start", given="\n" + content)
                     if message == "ready":
                         worker.ready, self.deaths = True, 0
                     heard.append((message, content))
@@ -456,11 +491,9 @@ class _Pool:
         self.claims.beat()
         return heard
 
-    def close(self) -> None:
-        """Stop all workers and give up all claims."""
-        for worker in self.workers:
-            worker.stop()
-        self.workers.clear()
+    def close(self, *, keep: bool) -> None:
+        """Stop the workers (those to be kept only if they are busy) and give up all claims."""
+        self.crew.stop(only_busy=keep)
         self.claims.release_all()
 
 

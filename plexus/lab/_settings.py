@@ -1,4 +1,4 @@
-"""Settings given as text, `--set width=64`, typed by the study's `Config`; and JSON values brought back to those types."""
+"""Settings given as text, `--set width=64`, typed by the study's `Config`; and JSON brought back to its types."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _parse(text: str, kind: Any) -> Any:
     raise TypeError(kind)
 
 
-_BOOLS = {word: i < 4 for i, word in enumerate("true yes 1 on false no 0 off".split())}
+_BOOLS = {word: i < 4 for i, word in enumerate(["true", "yes", "1", "on", "false", "no", "0", "off"])}
 
 
 def _refuse(text: str) -> Any:

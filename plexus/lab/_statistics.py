@@ -3,7 +3,7 @@
     t interval      m ± t(n-1; 1-(1-level)/2) s/√n
     sign-flip test  p = share of the 2ⁿ sign patterns ε with |mean(ε d)| >= |mean(d)|       (Fisher 1935)
     Holm            p̃(i) = max_{j<=i} min(1, (m-j+1) p(j))                                   (Holm 1979)
-    B-H             q(i) = min_{j>=i} min(1, m p(j)/j)                                        (Benjamini & Hochberg 1995)
+    B-H             q(i) = min_{j>=i} min(1, m p(j)/j)                                       (Benjamini & Hochberg 1995)
     Wilson          (k + z²/2 ± z √(k(n-k)/n + z²/4)) / (n + z²)                              (Wilson 1927)
 
 All take plain sequences or arrays of finite numbers and raise `RangeError` otherwise.
@@ -188,7 +188,7 @@ def paired_bootstrap(
 ) -> Interval:
     """Mean difference of two scores of the same test items, `[item]` or `[seed, item]`, with its bootstrap interval.
 
-    Seeds are not data: the items are resampled (the same ones for both scores), and the seeds too where there are several.
+    Seeds are not data: the items are resampled (the same for both scores), and the seeds too where there are several.
 
     Example:
         >>> result = paired_bootstrap([1, 1, 0, 1, 1, 1], [0, 1, 0, 0, 1, 0], draws=2000)

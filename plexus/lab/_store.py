@@ -3,13 +3,13 @@
     trials/<slug>/<key>.npz    metrics and settings as JSON in the member `trial`, arrays beside it; never pickled
     tuning/<slug>/<key>.json   what tuning chose
     broken/<slug>/<key>.json   the traceback of a trial that broke (it runs again next time)
-    code/<slug>-<place>.json   which modules the study loads (a note to start faster; checked before it is used)
+    code/<module>-<place>.json which modules the study loads (a note to start faster; checked before it is used)
     late/<slug>/<hash>/         modules that a trial loaded while it ran
     claims/<key>               see `_claims`
     prepared/                  see `_prepared`; this one always lies on the machine itself
 
-Every file is written by atomic rename, so that any number of runs work on one store at once, and killing one of them at any
-moment leaves it whole.
+Every file is written by atomic rename, so that any number of runs work on one store at once, and killing one of them at
+any moment leaves it whole.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from plexus.errors import DtypeError
+from plexus.lab._catalogue import Source
 from plexus.lab._claims import Claims
 from plexus.lab._code import PROTOCOL, Code, discover, file_hash
-from plexus.lab._catalogue import Source
 from plexus.lab._files import LocalFiles, open_files
 from plexus.lab._ledger import plain
 from plexus.lab._study import Outcome, Tuning
@@ -137,7 +137,7 @@ class Store:
     def code(self, slug: str, source: Source) -> Code:
         """The modules of a study; asks a fresh process unless nothing has changed since it was last asked."""
         place = hashlib.sha256(f"{source.path} {Path(__file__)}".encode()).hexdigest()[:12]
-        name = f"code/{slug}-{place}.json"
+        name = f"code/{source.module.rpartition('.')[2]}-{place}.json"
         known = self._json(name)
         if known is None or _state(known["modules"]) != known["state"]:
             modules = discover(source)
@@ -194,7 +194,8 @@ def _pack(finished: Finished) -> bytes:
     }
     buffer = io.BytesIO()
     text = np.frombuffer(json.dumps(head).encode(), dtype=np.uint8)
-    np.savez_compressed(buffer, **{TRIAL: text}, **arrays)
+    members: dict[str, Any] = {TRIAL: text, **arrays}
+    np.savez_compressed(buffer, **members)
     return buffer.getvalue()
 
 

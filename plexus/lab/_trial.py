@@ -1,7 +1,8 @@
 """Running one trial: the same random state, threads and copies, whoever runs it.
 
-The global generators of Python, NumPy and torch are forked and seeded around a study's code, with one stream for `prepare`, one
-for `tune` and one for `run`; the arms of a seed begin `run` in the same state, so that they differ by their settings alone.
+The global generators of Python, NumPy and torch are forked and seeded around a study's code, with one stream for
+`prepare`, one for `tune` and one for `run`; the arms of a seed begin `run` in the same state, so that they differ by
+their settings alone.
 """
 
 from __future__ import annotations
@@ -30,23 +31,19 @@ def _state(phase: Phase, seed: int) -> int:
 def forked(phase: Phase, seed: int) -> Iterator[None]:
     """Seed the global generators, run on one thread, and put everything back afterwards."""
     number = _state(phase, seed)
-    python, numpy_state, threads, dtype = (
-        random.getstate(),
-        np.random.get_state(),
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-    )
+    python, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 — foreign code draws from it
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             random.seed(number)
-            np.random.seed(number)  # noqa: NPY002 — foreign code draws from it
+            np.random.seed(number)  # noqa: NPY002
             torch.manual_seed(number)
             torch.set_num_threads(1)
             with torch.enable_grad():
                 yield
         finally:
             random.setstate(python)
-            np.random.set_state(numpy_state)  # noqa: NPY002
+            np.random.set_state(numpys)  # noqa: NPY002
             torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)
 

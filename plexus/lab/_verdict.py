@@ -8,8 +8,8 @@ Each check turns one number per seed into `True` (on the good side), `False` (on
     exact       every seed lies within center ± margin | one does not
 
 A question is answered by its primary check; the further ones are Holm-corrected among themselves and can only turn
-`holds here` into `holds in part`. `does not hold here` needs a positive control that succeeds in the same testbed. A sanity
-check that fails, or a trial that broke, leaves every question undecided, and the reason says so.
+`holds here` into `holds in part`. `does not hold here` needs a positive control that succeeds in the same testbed. A
+sanity check that fails, or a trial that broke, leaves every question undecided, and the reason says so.
 """
 
 from __future__ import annotations

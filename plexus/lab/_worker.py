@@ -23,7 +23,6 @@ from plexus.lab._machine import versions
 from plexus.lab._prepared import PreparedCache
 from plexus.lab._settings import from_json
 from plexus.lab._store import Finished, Store, Trial, digest
-from plexus.lab._study import Study
 from plexus.lab._trial import run_prepare, run_trial, run_tune
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -31,7 +30,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker works for: one study at one scale, on one store, with the code that the run's keys are made from."""
+    """What a worker works for: one study at one scale, on one store, and the code that the keys are made from."""
 
     entry: Entry
     store: str
@@ -47,6 +46,7 @@ class Task:
 
     trial: Trial | None
     code: Code
+    job: Job
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,16 @@ class Report:
 
 
 def work(connection: Connection, job: Job) -> None:
-    """The worker's life: "ready" (or what went wrong), then a report per task, until told to stop."""
+    """The worker's life: "ready" (or what went wrong), then a report per task, until told to stop.
+
+    It serves the studies of one module, so that what is loaded is what a fresh process would load.
+    """
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # what a study prints must not mix with the run's own output
     try:
-        study = load(job.entry)
+        load(job.entry)
         if Code(job.code.modules, {}).base_hash != job.base_hash:
             raise RuntimeError("the code changed while the run was starting; run it again")
         store = Store(job.store)
@@ -77,7 +80,7 @@ def work(connection: Connection, job: Job) -> None:
     connection.send(("ready", ""))
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while (task := connection.recv()) is not None:
-            connection.send(("report", _perform(study, store, job, task, connection)))
+            connection.send(("report", _perform(store, task, connection)))
 
 
 def _die_with_parent() -> None:
@@ -87,10 +90,12 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _perform(study: type[Study], store: Store, job: Job, task: Task, connection: Connection) -> Report:
+def _perform(store: Store, task: Task, connection: Connection) -> Report:
     started = time.perf_counter()
+    job = task.job
     slug = job.entry.slug
     try:
+        study = load(job.entry)
         base = study.configure(job.scale, job.overrides)
         if task.trial is None:
             tuning = run_tune(study, base)
@@ -116,7 +121,7 @@ def _perform(study: type[Study], store: Store, job: Job, task: Task, connection:
 
 
 def _late(store: Store, job: Job, task: Task) -> tuple[dict[str, str] | None, Code]:
-    """Modules that were loaded though the key does not cover them; noted in the store before anything is saved under it."""
+    """Modules loaded that the key does not cover; noted in the store before anything is saved under it."""
     known = {**task.code.modules, **task.code.extras}
     late = {name: path for name, path in relevant_modules(job.entry.source).items() if name not in known}
     if not late:
