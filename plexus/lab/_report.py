@@ -112,7 +112,7 @@ def render(ledger: Ledger) -> str:
         calibration_line=_calibration_line(ledger.calibration),
         called_words=_called_words(ledger.calibration),
         unreadable=ledger.unreadable,
-        map_wide=claims_map(marks, width=860, height=500, name="map-wide"),
+        map_wide=claims_map(marks, width=860, height=470, name="map-wide"),
         map_narrow=claims_map(marks, width=360, height=380, name="map-narrow"),
         legend_words=[{"word": word, "key": colour(word), "svg": _legend_mark(word)} for word in WORDS],
         legend_fidelity=[{"word": f"fidelity {f}", "svg": mark(f, 8, 8, 6)} for f in FIDELITY],

@@ -318,7 +318,8 @@ def notices(row: Row, newest: Row | None, version: str | None) -> list[str]:
     if row["state"] == "broken":
         said.append("This study is broken: a sanity check failed or a trial broke, so its verdicts say little.")
     if row["broken"]:
-        said.append(f"{len(row['broken'])} trials broke; their seeds are missing below.")
+        count = len(row["broken"])
+        said.append(f"{count} trial{'s' if count > 1 else ''} broke; what they would have measured is missing below.")
     if row["scale"] == "smoke":
         said.append("Measured at smoke scale, which only shows that the code runs; the numbers are no evidence.")
     if not row.get("frozen"):

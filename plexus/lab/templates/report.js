@@ -112,6 +112,7 @@
     if (title) title.remove();
     dot.addEventListener("pointerenter", () => showTip(dot));
     dot.addEventListener("pointerleave", () => { tip.hidden = true; });
+    if (!dot.matches("a")) return; /* a listener for focus would make a sham a stop of the Tab key */
     dot.addEventListener("focus", () => showTip(dot));
     dot.addEventListener("blur", () => { tip.hidden = true; });
   });
@@ -136,10 +137,10 @@
   }
 
   /* A study's own figures: the plotting code wakes when the first of them is seen. */
-  function colours() {
+  function colours(onPaper) {
+    if (onPaper) return { paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff", "font.color": "#1b1f24" };
     const now = getComputedStyle(root), of = name => now.getPropertyValue("--" + name).trim();
-    const change = { paper_bgcolor: of("paper"), plot_bgcolor: of("paper"), "font.color": of("ink") };
-    return change;
+    return { paper_bgcolor: of("paper"), plot_bgcolor: of("paper"), "font.color": of("ink") };
   }
   function wake() {
     if (window.Plotly) return true;
@@ -152,10 +153,10 @@
   }
   function template() {
     const now = getComputedStyle(root), of = name => now.getPropertyValue("--" + name).trim();
-    const axis = { gridcolor: "#8888883a", zerolinecolor: "#88888866", linecolor: "#888888", automargin: true };
+    const axis = { gridcolor: "#8888883a", zerolinecolor: "#88888866", linecolor: "#888888", automargin: true, title: { font: { size: 13 }, standoff: 12 } };
     return { layout: { font: { family: "system-ui, sans-serif", size: 13 }, xaxis: axis, yaxis: axis,
       colorway: [of("holds"), "#d1731f", "#2a9d74", "#b05fa8", "#8c8c2a", "#5b9bd5", "#a3503c", "#7a7f87"],
-      legend: { orientation: "h", y: -0.25 }, margin: { t: 56, r: 20, b: 60, l: 60 } } };
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, margin: { t: 64, r: 20, b: 64, l: 64 } } };
   }
   function draw(study) {
     const row = rows.get(study.dataset.slug);
@@ -186,6 +187,10 @@
   addEventListener("beforeprint", () => {
     closed = all("details.study:not([open])");
     closed.forEach(study => { study.open = true; draw(study); });
+    painted.forEach(plot => window.Plotly.relayout(plot, colours(true)));
   });
-  addEventListener("afterprint", () => closed.forEach(study => { study.open = false; }));
+  addEventListener("afterprint", () => {
+    closed.forEach(study => { study.open = false; });
+    painted.forEach(plot => window.Plotly.relayout(plot, colours()));
+  });
 })();
