@@ -51,7 +51,7 @@ smoke: $(STAMP)
 	$(BIN)/plexus run $(STUDIES) --scale smoke --seeds 1 --jobs $(JOBS)
 
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMP)
 	$(BIN)/plexus bench
