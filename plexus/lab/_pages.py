@@ -80,9 +80,8 @@ def markdown(value: object) -> str:
         >>> print(markdown("a <b> | *c*"))
         a &lt;b&gt; &#124; \\*c\\*
     """
-    text = " ".join(str(value).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
-    return re.sub(r"([\\`*_\[\]{}#!~])", r"\\\1", text)
+    text = re.sub(r"([\\`*_\[\]{}#!~])", r"\\\1", " ".join(str(value).split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:

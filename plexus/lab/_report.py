@@ -220,9 +220,9 @@ def _called_words(calibration: Row | None) -> list[str]:
 
 _TRUTH = {
     "sham": "no effect",
-    "planted above": "a true effect beyond the bar",
-    "planted below": "a true effect short of the bar",
-    "planted between": "a true effect near the bar",
+    "planted above": "a true effect well beyond the bar",
+    "planted below": "a true effect well short of the bar",
+    "planted between": "a true effect exactly at the bar",
 }
 
 

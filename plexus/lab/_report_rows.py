@@ -12,7 +12,8 @@ from plexus.lab._figures import VERDICT_KEY, Strip, extent, scale_line, strip
 from plexus.lab._ledger import Row, read_calibration, read_row
 from plexus.lab._report_map import Dot
 from plexus.lab._report_words import bar_words, interval_words, mean_half, number, p_words, short
-from plexus.lab._statistics import benjamini_hochberg, t_interval
+from plexus.lab._row import header_counts
+from plexus.lab._statistics import t_interval
 
 QUESTIONS = {
     "mechanism": "Does the method beat its own ablation and null?",
@@ -176,25 +177,18 @@ def header(rows: Sequence[Row]) -> dict[str, Any]:
     A claim counts where its word is `holds here` and its q value is at most 0.05; a check without a p counts by its
     word. The family is every tested question of every study.
     """
-    tested = [
-        (question, row["verdicts"][question])
-        for question in QUESTIONS
-        for row in rows
-        if row["verdicts"].get(question, {}).get("word", "not tested") != "not tested"
-    ]
-    with_p = [verdict["p"] for _, verdict in tested if verdict.get("p") is not None]
-    q_values = iter(benjamini_hochberg(with_p) if with_p else ())
-    counts: dict[str, Any] = {question: {"holds": 0, "tested": 0, "words": {}} for question in QUESTIONS}
-    dropped = 0
-    for question, verdict in tested:
-        q = next(q_values) if verdict.get("p") is not None else 0.0
-        entry = counts[question]
-        entry["tested"] += 1
-        entry["words"][verdict["word"]] = entry["words"].get(verdict["word"], 0) + 1
-        if verdict["word"] == "holds here":
-            entry["holds"] += q <= FALSE_DISCOVERIES
-            dropped += q > FALSE_DISCOVERIES
-    return {**counts, "family": len(tested), "with_p": len(with_p), "dropped": dropped, "studies": len(rows)}
+    found = header_counts(rows)
+    q_values = {(item["slug"], item["question"]): item["q"] for item in found["q"]}
+    counts: dict[str, Any] = {}
+    family = dropped = 0
+    for question in QUESTIONS:
+        words = {word: count for word, count in found[question].items() if word != "not tested"}
+        held = [row["slug"] for row in rows if row["verdicts"][question]["word"] == "holds here"]
+        stand = sum(q_values.get((slug, question), 0.0) <= FALSE_DISCOVERIES for slug in held)
+        counts[question] = {"holds": stand, "tested": sum(words.values()), "words": words}
+        family += sum(words.values())
+        dropped += len(held) - stand
+    return {**counts, "family": family, "with_p": found["tests"], "dropped": dropped, "studies": len(rows)}
 
 
 def in_order(checks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -277,6 +277,7 @@ def test_header_counts_with_false_discoveries_controlled() -> None:
     rows = [synthetic_row(f"s{i}", mechanism="holds here", advantage="not tested") for i in range(10)]
     for i, row in enumerate(rows):
         row["verdicts"]["mechanism"]["p"] = 0.04 if i == 0 else 0.9
+        row["verdicts"]["advantage"]["p"] = None
     assert header(rows)["mechanism"]["holds"] == 0  # one of ten at p = 0.04 is what chance gives
     assert header(rows[:1])["mechanism"]["holds"] == 1
     for row in rows:
