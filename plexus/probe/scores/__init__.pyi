@@ -1,2 +1,10 @@
 from ._fisher import diagonal_fisher as diagonal_fisher
 from ._importances import Importances as Importances
+from ._activity import dead as dead
+from ._activity import saturated as saturated
+from ._attribution import gradient_times_activation as gradient_times_activation
+from ._moments import dprime as dprime
+from ._moments import mean as mean
+from ._moments import variance as variance
+from ._ranking import auroc as auroc
+from ._ranking import average_precision as average_precision
