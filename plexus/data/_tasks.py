@@ -164,7 +164,7 @@ def lorenz(
     substeps: int = 4,
     transient: float = 20.0,
 ) -> Series:
-    """One-step forecast of the Lorenz system, three features, each standardised to zero mean and unit variance.
+    """One-step forecast of the Lorenz system: three features, each of zero mean and unit variance.
 
     Integrated by fourth-order Runge–Kutta with step `sample / substeps`. The largest Lyapunov exponent is 0.906 per unit
     of time (`LORENZ_EXPONENT`), so one Lyapunov time is about 1.10 / `sample` samples.

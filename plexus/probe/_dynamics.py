@@ -1,12 +1,12 @@
 """What a recurrent network does with its input: memory, echo-state property, local stability, use of its range.
 
-    memory capacity   MC = Σ_k (r²_k - r²_shuffled),  r_k the correlation, on unseen steps, of u[t-k] with its ridge read-out
+    memory capacity   MC = Σ_k (r²_k - r²_shuffled),  r_k: correlation, on unseen steps, of u[t-k] with its read-out
     echo states       trajectories from different states under one input meet:  max_ij ‖x_i[t] - x_j[t]‖ → 0
     Jacobian radius   spectral radius of dx[t]/dx[t-1] along a trajectory
     neuronal entropy  mean over units of the entropy of the histogram of the unit's rate over time, in bits
 
-Sources: Jaeger 2001 (memory capacity, echo states). The correlation of unrelated series of T steps has an expected square
-of about 1/T; over many delays this adds up, so the share that shuffled targets reach is subtracted.
+Sources: Jaeger 2001 (memory capacity, echo states). The correlation of unrelated series of T steps has an expected
+square of about 1/T; over many delays this adds up, so the share that shuffled targets reach is subtracted.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def neuronal_entropy(states: Tensor, *, bins: int = 20, low: float = 0.0, high: 
     """Mean over units of the entropy in bits of the histogram of each unit's rate over time (and batch).
 
     Args:
-        states: `[time, …, unit]`. bins: of the histogram on `[low, high]`; what lies outside counts in the outermost bins.
+        states: `[time, …, unit]`.
+        bins: of the histogram on `[low, high]`; what lies outside counts in the outermost bins.
 
     Example:
         >>> neuronal_entropy(torch.tensor([[0.1], [0.9], [0.1], [0.9]]), bins=2)
@@ -133,7 +134,7 @@ class EchoCheck(NamedTuple):
     distance: Tensor
     """Largest root-mean-square distance of two trajectories after each step, `[time]`."""
     rate: float
-    """Change of the logarithm of the distance per step, a finite-time Lyapunov exponent; -inf if they met exactly."""
+    """Change of the logarithm of the distance per step, a finite-time Lyapunov exponent; -inf if they met at once."""
 
 
 def echo_state(
@@ -181,38 +182,44 @@ def echo_state(
     _finite(out.double().cpu().numpy(), "states")
     gaps = [(out[:, i] - out[:, j]).double().square().mean(-1).sqrt() for i in range(starts) for j in range(i)]
     distance = torch.stack(gaps).amax(0)
-    tail = distance[len(distance) // 10 :]
-    alive = tail > 1e3 * torch.finfo(out.dtype).eps
-    if int(alive.sum()) >= 2:
-        steps = torch.arange(len(tail), dtype=torch.float64)[alive]
-        logs, centred = tail[alive].log(), steps - steps.mean()
-        rate = float((centred * (logs - logs.mean())).sum() / centred.square().sum())
-    else:
-        rate = float(tail[0].log() - distance[0].log()) / max(len(distance) // 10, 1) if float(tail[0]) > 0 else -np.inf
-    return EchoCheck(bool(distance[-1] < tolerance), distance, rate)
+    return EchoCheck(bool(distance[-1] < tolerance), distance, _slope(distance, 1e3 * torch.finfo(out.dtype).eps))
+
+
+def _slope(distance: Tensor, floor: float) -> float:
+    """Least-squares slope of the logarithm over time where the distance is above the floor, less the first tenth."""
+    above = (distance > floor).nonzero().flatten()
+    above = above[len(above) // 10 :]
+    if len(above) < 2:
+        return -np.inf
+    steps, logs = above.double(), distance[above].log()
+    centred = steps - steps.mean()
+    return float((centred * (logs - logs.mean())).sum() / centred.square().sum())
 
 
 def spectral_radius(matrix: Tensor) -> Tensor:
     """Largest modulus of an eigenvalue, of `[…, unit, unit]`.
 
     Example:
-        >>> spectral_radius(torch.tensor([[0.0, 2.0], [-2.0, 0.0]]))
-        tensor(2.)
+        >>> round(float(spectral_radius(torch.tensor([[0.0, 2.0], [-2.0, 0.0]]))), 4)
+        2.0
     """
     if matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2]:
         raise ShapeError("a spectral radius is of a square matrix", given=tuple(matrix.shape))
-    return torch.linalg.eigvals(matrix).abs().amax(-1)
+    radius: Tensor = torch.linalg.eigvals(matrix).abs().amax(-1)
+    return radius
 
 
 def jacobian_radius(module: Recurrent, u: Tensor, *, washout: int = 100, samples: int = 5) -> Tensor:
     """Spectral radius of the state's one-step Jacobian at steps spread over a trajectory, `[sample]`.
 
-    The Jacobian is taken by automatic differentiation of one step with respect to the whole state, edits included, so that it
-    serves any of our recurrent modules. Below 1 the step contracts near its fixed point; along a driven trajectory this
-    is a guide and `echo_state` the test.
+    The Jacobian is taken by automatic differentiation of one step with respect to the whole state, edits included, so
+    that it serves any of our recurrent modules. Below 1 the step contracts near its fixed point; along a driven
+    trajectory this is a guide and `echo_state` the test.
 
     Args:
-        module: a recurrent module of ours. u: one sequence, `[time, 1, feature]`. washout: steps before the first sample.
+        module: a recurrent module of ours.
+        u: one sequence, `[time, 1, feature]`.
+        washout: steps before the first sample.
 
     Example:
         >>> from plexus.nn.reservoirs import EchoState
@@ -260,7 +267,8 @@ def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.f
     """Pearson correlation of matching columns; 0 where a column is constant."""
     a, b = a - a.mean(0), b - b.mean(0)
     scale = np.sqrt((a * a).sum(0) * (b * b).sum(0))
-    return np.divide((a * b).sum(0), scale, out=np.zeros(a.shape[1]), where=scale > 0)
+    found: NDArray[np.float64] = np.divide((a * b).sum(0), scale, out=np.zeros(a.shape[1]), where=scale > 0)
+    return found
 
 
 def _finite(x: NDArray[np.float64], name: str) -> None:

@@ -2,8 +2,9 @@
 
     I_ij ← [ I_ij + η (r_i[t] - ρ_i) r_j[t-1] ]_+        for existing synapses from inhibitory units j, at every step
 
-A rate above the target calls for more inhibition. Excitatory weights, input weights, mask and signs stay as they are. The
-run ends when the mean over units of |<r_i> - ρ_i| within a window falls below a tolerance, or after a number of steps.
+A rate above the target calls for more inhibition. Excitatory weights, input weights, mask and signs stay as they are.
+The run ends when the mean over units of |<r_i> - ρ_i| within a window falls below a tolerance, or after a number of
+steps.
 
 In one shot, without iteration: with all rates at their targets, unit i receives E_i·ρ of excitation, and its mean-field
 input should be f⁻¹(ρ_i), so its row of I is scaled to  I_i·ρ = max(0, E_i·ρ + b_i + W_in,i·<u> - f⁻¹(ρ_i)).
@@ -64,18 +65,21 @@ class InhibitoryHomeostasis:
         lr: η, the change per step.
         generator: draws the targets; needed when `spread` > 0.
         synapses: which synapses move: `inhibitory`, or `excitatory` (its opposite, an ablation).
-        tolerance: rate error at which to stop. window: steps over which rates are averaged. max_steps: when to give up.
-        smoothing: share of the past in the low-pass filter of the output, in [0, 1): 0 for rates, about 0.95 for spikes.
+        tolerance: rate error at which to stop.
+        window: steps over which rates are averaged.
+        max_steps: when to give up.
+        smoothing: share of the past in the low-pass filter of the output, in [0, 1); 0 for rates, 0.95 for spikes.
         weight: name of the module's weight.
 
     Raises:
-        RangeError: targets outside (0, 1), a column of the weight with both signs, or units without a synapse that could
-            adapt (all are listed). ShapeError: targets that do not fit the units.
+        RangeError: targets outside (0, 1), a column of the weight with both signs, or units without a synapse that
+            could adapt (they are listed). ShapeError: targets that do not fit the units.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
         >>> reservoir = EchoState(1, 100, balance=0.3, generator=generator)
-        >>> adapted = InhibitoryHomeostasis(reservoir, target=0.5).run(2 * torch.rand(1500, 1, 1, generator=generator) - 1)
+        >>> stream = 2 * torch.rand(1500, 1, 1, generator=generator) - 1
+        >>> adapted = InhibitoryHomeostasis(reservoir, target=0.5).run(stream)
         >>> adapted.converged, adapted.rate_error < 0.01
         (True, True)
     """
@@ -162,9 +166,9 @@ class InhibitoryHomeostasis:
     ) -> Adaptation:
         """Adapt on a stream, then check and freeze.
 
-        The stream must be of the kind the network will work on: homeostasis balances what it sees. A step's update is the
-        mean over the batch. After it, trajectories from random states must meet on the stream's end, since rates on target
-        do not mean stability.
+        The stream must be of the kind the network will work on: homeostasis balances what it sees. A step's update is
+        the mean over the batch. After it, trajectories from random states must meet on the stream's end, since rates on
+        target do not mean stability.
 
         Args:
             u: `[time, batch, feature]`. state: where to start (None: rest).

@@ -1,4 +1,4 @@
-"""learn/readout."""
+"""Linear readouts in the manner of scikit-learn: ridge with a path of penalties, recursive least squares."""
 
 import lazy_loader as _lazy
 

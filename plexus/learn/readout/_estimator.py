@@ -1,4 +1,4 @@
-"""What scikit-learn asks of an estimator, without needing it: parameters by name, tags, and input checks in its words."""
+"""What scikit-learn asks of an estimator, without needing it: parameters by name, tags, checks in its words."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Floats = NDArray[np.float64]
 class Readout:
     """Base of the readouts: a linear map fitted on rows `X` `[row, feature]` to `y` `[row]` or `[row, target]`.
 
-    Subclasses set `coef_` (`[feature]` or `[target, feature]`) and `intercept_` in `fit`; torch tensors, arrays and nested
-    lists are all taken. Works with scikit-learn's `clone`, pipelines and searches when scikit-learn is installed.
+    Subclasses set `coef_` (`[feature]` or `[target, feature]`) and `intercept_` in `fit`; torch tensors, arrays and
+    nested lists are all taken. Works with scikit-learn's `clone`, pipelines and searches where that is installed.
     """
 
     coef_: Floats
@@ -57,7 +57,7 @@ class Readout:
             input_tags=InputTags(),
         )
 
-    def predict(self, X: Any) -> Floats:  # noqa: N803
+    def predict(self, X: Any) -> Floats:
         """The fitted targets of the rows: `[row]` or `[row, target]`, as `y` was.
 
         Raises:
@@ -68,7 +68,7 @@ class Readout:
         x = self._rows(X, fitting=False)
         return np.asarray(x @ self.coef_.T + self.intercept_)
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Coefficient of determination R², mean over targets; 1 is perfect, 0 as good as the mean."""
         predicted = self.predict(X)
         wanted = _targets(y, len(predicted)).reshape(len(predicted), -1)

@@ -41,14 +41,14 @@ class RecursiveReadout(Readout):
         self.forgetting = forgetting
         self.fit_intercept = fit_intercept
 
-    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any) -> Self:
         """Start anew and learn the rows in order."""
         for name in ("coef_", "intercept_", "_inverse", "_weights"):
             if hasattr(self, name):
                 delattr(self, name)
         return self.partial_fit(X, y)
 
-    def partial_fit(self, X: Any, y: Any) -> Self:  # noqa: N803
+    def partial_fit(self, X: Any, y: Any) -> Self:
         """Learn further rows in order; returns self."""
         if not self.penalty > 0 or not 0 < self.forgetting <= 1:
             raise RangeError(

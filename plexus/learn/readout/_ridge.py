@@ -58,7 +58,7 @@ class RidgeReadout(Readout):
         self.per_target = per_target
         self.fit_intercept = fit_intercept
 
-    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any) -> Self:
         """Fit `X` `[row, feature]` to `y` `[row]` or `[row, target]`."""
         path = check_penalties(self.lambdas)
         if not 0 < self.holdout < 1:
@@ -67,8 +67,7 @@ class RidgeReadout(Readout):
         targets, one_target = as_targets(y, len(x))
         first = len(x) - round(self.holdout * len(x))
         chosen: Any = path[0]
-        if hasattr(self, "path_errors_"):
-            del self.path_errors_
+        self.__dict__.pop("path_errors_", None)
         if len(path) > 1:
             if first < 1 or first >= len(x):
                 raise RangeError(
@@ -78,12 +77,13 @@ class RidgeReadout(Readout):
                     mend="pass a single penalty",
                 )
             factors = ridge_factors(x[:first], targets[:first], intercept=self.fit_intercept, smallest=float(path[0]))
-            self.path_errors_ = held_out_errors(factors, path, x[first:], targets[first:])
+            errors = held_out_errors(factors, path, x[first:], targets[first:])
+            self.path_errors_ = errors
             if self.per_target:
-                chosen = path[self.path_errors_.argmin(0)]
+                chosen = path[errors.argmin(0)]
             else:
                 spread = targets.var(0)
-                relative = self.path_errors_ / np.where(spread > 0, spread, 1.0)
+                relative = errors / np.where(spread > 0, spread, 1.0)
                 chosen = path[relative.mean(1).argmin()]
         factors = ridge_factors(x, targets, intercept=self.fit_intercept, smallest=float(np.min(chosen)))
         weights, intercept = factors.coefficients(chosen)

@@ -1,4 +1,4 @@
-"""nn/reservoirs."""
+"""Reservoirs: recurrent networks that are not trained, only read out."""
 
 import lazy_loader as _lazy
 

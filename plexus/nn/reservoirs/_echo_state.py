@@ -8,8 +8,9 @@ share f_I is inhibitory, each pair is connected with probability p, no unit proj
     E_ij = g U(0, 2) / sqrt(k (1 - f_I)),
     I_ij = c U(0, 2),   c such that the mean row sum of I is (1 - β) times the mean row sum of E.
 
-β is the global balance: 0 balances excitation and inhibition, β > 0 lets excitation dominate, β < 0 over-inhibits. Without
-Dale's law the weights are g U(-√3, √3) / sqrt(k), whose spectral radius is about g; `spectral_radius` sets it exactly.
+β is the global balance: 0 balances excitation and inhibition, β > 0 lets excitation dominate, β < 0 over-inhibits.
+Without Dale's law the weights are g U(-√3, √3) / sqrt(k), whose spectral radius is about g; `spectral_radius` sets it
+exactly.
 
 Sources: Jaeger 2001 (echo states); Srinivasan, Plenz & Girvan 2025, arXiv 2504.12480 (Dale's law, global balance; their
 scaling of the entries is not published, the one above is ours). Rates are dimensionless, one step has no unit.
@@ -66,7 +67,7 @@ class EchoState(nn.Module):
         >>> states.shape, state.x.shape
         (torch.Size([100, 2, 50]), torch.Size([2, 50]))
         >>> again, _ = reservoir(u[60:], reservoir(u[:60])[1])  # in two pieces: the same
-        >>> torch.equal(again, states[60:])
+        >>> torch.allclose(again, states[60:])
         True
     """
 
@@ -150,7 +151,10 @@ class EchoState(nn.Module):
         activation: str = "sigmoid",
         dale: bool = True,
     ) -> EchoState:
-        """A reservoir of given weights: `weight` `[unit, unit]` (to, from), `input_weight` `[unit, feature]`, `bias` `[unit]`.
+        """A reservoir of given weights.
+
+        Args:
+            weight: `[unit (to), unit (from)]`. input_weight: `[unit, feature]`. bias: `[unit]`, default zero.
 
         Raises:
             RangeError: with `dale`, a column holds both signs. ShapeError: the sizes do not fit.
@@ -250,7 +254,10 @@ class EchoState(nn.Module):
         return rates, EchoStateState(final)
 
     def jacobian(self, u: Tensor, state: EchoStateState) -> Tensor:
-        """dx[t]/dx[t-1] at one step without edits: `(1 - a) 1 + a diag(f'(z)) W`, `[batch, unit, unit]`; `u` `[batch, feature]`.
+        """dx[t]/dx[t-1] at one step without edits, `(1 - a) 1 + a diag(f'(z)) W`, `[batch, unit, unit]`.
+
+        Args:
+            u: the step's input, `[batch, feature]`. state: before the step.
 
         Example:
             >>> r = EchoState.from_weights(torch.tensor([[0.5]]), torch.ones(1, 1), activation="identity", leak=0.5)
@@ -329,9 +336,8 @@ def scale_to_radius(weight: Tensor, radius: float) -> Tensor:
         RangeError: the radius is negative, or the weight's own is zero so that no factor helps.
 
     Example:
-        >>> scale_to_radius(torch.diag(torch.tensor([1.0, -4.0])), 2.0)
-        tensor([[ 0.5000,  0.0000],
-                [-0.0000, -2.0000]])
+        >>> scale_to_radius(torch.diag(torch.tensor([1.0, 4.0])), 2.0).diagonal()
+        tensor([0.5000, 2.0000])
     """
     if radius < 0:
         raise RangeError("a spectral radius is not negative", given=radius)
