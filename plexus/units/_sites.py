@@ -1,7 +1,7 @@
 """Finding sites: by name, and by what they are in the usual families of models.
 
 The hidden units of an MLP are the *input of the down-projection*, whatever stands before it; a head is a slice of the
-input of the attention's output projection. Families are recognised by the names and shapes of their layers, not by class.
+input of the attention's output projection. Families are recognised by names and shapes of layers, not by class.
 """
 
 from __future__ import annotations
