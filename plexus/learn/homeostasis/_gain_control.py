@@ -217,6 +217,7 @@ class GainControl(nn.Module):
         prob: Tensor | None = None,
         *,
         reader: Tensor | None = None,
+        target: Tensor | None = None,
         max_steps: int = 500,
         tol: float = 1e-10,
     ) -> Tensor:
@@ -228,8 +229,9 @@ class GainControl(nn.Module):
         Args:
             network: gives the responses; its weights stay as they are.
             drive: `[stimulus, unit]`. prob: `[stimulus]`.
-            reader: fixed linear reader `[unit, unit]`, drive ≈ rates @ readerᵀ (default: `network.reader()`). Fit it
-                once (`linear_reader`), and pass the same one in every context.
+            reader: fixed linear reader `[output, unit]`, target ≈ rates @ readerᵀ (default: `network.reader()`). Fit
+                it once (`linear_reader`), and pass the same one in every context.
+            target: what the reader should give, `[stimulus, output]` (default: the drive).
             max_steps: most iterations. tol: accepted relative change of the loss.
 
         Raises:
@@ -240,11 +242,17 @@ class GainControl(nn.Module):
         share = self._prob(prob, drive)
         self._values(drive)
         reader = network.reader() if reader is None else reader.detach()
-        share = share.to(drive.dtype)
+        share, target = share.to(drive.dtype), drive if target is None else target
+        if reader.shape != (target.shape[-1], self.units) or target.shape[:-1] != drive.shape[:-1]:
+            raise ShapeError(
+                "reader and target do not match",
+                given=f"reader {tuple(reader.shape)}, target {tuple(target.shape)}",
+                expected=f"[output, {self.units}] and [stimulus, output]",
+            )
 
         def loss_of(gain: Tensor) -> Tensor:
             rates = network.steady_state(drive, gain=gain)
-            error = (drive - rates @ reader.T).square().sum(-1)
+            error = (target - rates @ reader.T).square().sum(-1)
             return share @ (error + self.alpha * rates.square().sum(-1)) + self.gamma * (gain - 1).square().sum()
 
         def evaluate(flat: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
