@@ -17,7 +17,7 @@ _LIGHT = {
     "grid": "#dde2e8",
     "line": "#8a939e",
     "good": "#e8f1fa",
-    "holds": "#1763a6",
+    "holds": "#0f4c81",
     "part": "#4389cc",
     "fails": "#b8480c",
     "undecided": "#8a6100",
@@ -52,6 +52,10 @@ VERDICT_KEY = {
 """Verdict word → the name of its colour."""
 
 
+FILL = {"holds in part": " half", "undecided": " hollow", "not tested": " hollow"}
+"""Verdict word → class of its mark: full, half and empty can be told apart without colour."""
+
+
 def style(*, standalone: bool) -> str:
     """The rules of all figures; a standalone file also defines the colours, light and dark."""
     rules = [
@@ -64,7 +68,7 @@ def style(*, standalone: bool) -> str:
         ".seed{fill:var(--c,var(--muted));fill-opacity:.5}.mean{stroke:var(--c,var(--ink));stroke-width:3;fill:none}",
         ".span{stroke:var(--c,var(--ink));stroke-width:2;fill:none}.whisker{stroke:var(--c);stroke-width:1.5;opacity:.55}",
         ".mark{fill:var(--c);stroke:var(--paper);stroke-width:1.5}.mark.hollow{fill:var(--paper);stroke:var(--c);"
-        "stroke-width:2}",
+        "stroke-width:2}.mark.half{fill-opacity:.3;stroke:var(--c);stroke-width:2}",
     ]
     scoped = "".join(_scope(rule) for rule in rules)
     scoped += "".join(f".c-{name}{{--c:var(--{name})}}" for name in sorted(set(VERDICT_KEY.values())))

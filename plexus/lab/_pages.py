@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plexus.lab._ledger import Row
-from plexus.lab._report import write_whole
+from plexus.lab._report import calibration_table, write_whole
 from plexus.lab._report_map import claims_map
 from plexus.lab._report_rows import (
     FIDELITY,
@@ -130,21 +130,15 @@ def _index(ledger: Ledger) -> str:
 def _calibration(calibration: Row | None) -> list[str]:
     if calibration is None:
         return ["No calibration has been measured yet."]
-    kinds = list(dict.fromkeys(item["kind"] for item in calibration["studies"]))
-    groups = {kind: [item for item in calibration["studies"] if item["kind"] == kind] for kind in kinds}
     lines = [
-        [
-            markdown(kind),
-            str(len(items)),
-            str(sum(item["question_words"].get("mechanism") == "holds here" for item in items)),
-            f"{sum(bool(item['as_expected']) for item in items)} of {len(items)}",
-        ]
-        for kind, items in groups.items()
-    ]
+        [markdown(line["kind"]), line["truth"], str(line["total"]), str(line["held"]), line["ought"],
+         f"{line['right']} of {line['total']}"]
+        for line in calibration_table(calibration)
+    ]  # fmt: skip
     return [
-        "Made-up studies with a known answer, through the same runner, statistics and verdicts:",
+        "Made-up studies with a known answer, through the same runner, statistics and verdicts, both questions:",
         "",
-        *_table(["made-up studies", "how many", "called “holds here”", "called as expected"], lines),
+        *_table(["made-up studies", "truth", "answers", "“holds here”", "ought to be", "right"], lines),
     ]
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import plexus._version
 from plexus.errors import PlexusError, require
-from plexus.lab._figures import COLOURS, mark, style, variables
+from plexus.lab._figures import COLOURS, FILL, mark, style, variables
 from plexus.lab._ledger import Row
 from plexus.lab._report_map import claims_map
 from plexus.lab._report_rows import (
@@ -108,7 +108,7 @@ def render(ledger: Ledger) -> str:
         fidelity=FIDELITY,
         head=header(ledger.rows),
         shams=_shams(ledger.calibration),
-        calibration=_calibration(ledger.calibration),
+        calibration=calibration_table(ledger.calibration),
         calibration_line=_calibration_line(ledger.calibration),
         called_words=_called_words(ledger.calibration),
         unreadable=ledger.unreadable,
@@ -136,7 +136,7 @@ def embedded(ledger: Ledger) -> str:
 
 
 def _legend_mark(word: str) -> str:
-    return mark("A", 8, 8, 6.5, " hollow" if word in ("undecided", "not tested") else "")
+    return mark("A", 8, 8, 6.5, FILL.get(word, ""))
 
 
 def _row_view(row: Row, newest: Row | None) -> dict[str, Any]:
@@ -203,48 +203,50 @@ def _facts(row: Row) -> list[tuple[str, str]]:
     ]
 
 
-def _studies(calibration: Row | None) -> Sequence[Mapping[str, Any]]:
-    return () if calibration is None else calibration["studies"]
+KNOWN = {
+    "sham": ("nothing to find", "undecided"),
+    "planted above": ("an effect well beyond the bar", "holds here"),
+    "planted below": ("an effect well short of the bar", "does not hold here"),
+    "planted between": ("an effect exactly at the bar", "undecided"),
+}
+"""Kind of made-up study → what is true of it, and what the lab ought to answer."""
 
 
-def _shams(calibration: Row | None) -> dict[str, int]:
-    shams = [item for item in _studies(calibration) if item["kind"] == "sham"]
-    called = [item for item in shams if "holds here" in item["question_words"].values()]
-    return {"total": len(shams), "called": len(called)}
+def _answers(calibration: Row | None) -> dict[str, list[str]]:
+    """Kind of made-up study → the words of all its questions."""
+    found: dict[str, list[str]] = {}
+    for item in () if calibration is None else calibration["studies"]:
+        found.setdefault(item["kind"], []).extend(item["question_words"].values())
+    return found
+
+
+def _shams(calibration: Row | None) -> dict[str, Any]:
+    words = _answers(calibration).get("sham", [])
+    return {"total": len(words), "called": words.count("holds here"), "chance": number(0.025 * len(words), 2)}
 
 
 def _called_words(calibration: Row | None) -> list[str]:
-    seen = {word for item in _studies(calibration) for word in item["question_words"].values()}
+    seen = {word for words in _answers(calibration).values() for word in words}
     return [word for word in WORDS if word in seen] + sorted(seen - set(WORDS))
 
 
-_TRUTH = {
-    "sham": "no effect",
-    "planted above": "a true effect well beyond the bar",
-    "planted below": "a true effect well short of the bar",
-    "planted between": "a true effect exactly at the bar",
-}
-
-
-def _calibration(calibration: Row | None) -> list[dict[str, Any]]:
+def calibration_table(calibration: Row | None) -> list[dict[str, Any]]:
+    """A line per kind of made-up study: what is true, and how often the lab answered what."""
     lines = []
-    for kind in dict.fromkeys(item["kind"] for item in _studies(calibration)):
-        group = [item for item in _studies(calibration) if item["kind"] == kind]
-        words = [item["question_words"].get("mechanism", "not tested") for item in group]
-        lines.append({
-            "kind": kind,
-            "truth": _TRUTH.get(kind, ""),
-            "total": len(group),
-            "called": [words.count(word) for word in _called_words(calibration)],
-            "expected": sum(bool(item["as_expected"]) for item in group),
-        })  # fmt: skip
+    for kind, words in _answers(calibration).items():
+        truth, ought = KNOWN.get(kind, ("", ""))
+        called = [words.count(word) for word in _called_words(calibration)]
+        lines.append({"kind": kind, "truth": truth, "total": len(words), "called": called, "ought": ought,
+                      "right": words.count(ought), "held": words.count("holds here")})  # fmt: skip
     return lines
 
 
 def _calibration_line(calibration: Row | None) -> str:
     if calibration is None:
         return ""
+    when = calibration.get("measured") or "at an unknown date"
     return (
-        f"The words are those of the mechanism question, each from {number(calibration.get('seeds'))} seeds; measured "
-        f"{calibration.get('measured') or 'at an unknown date'} at {short(calibration.get('commit'))}."
+        f"{len(calibration['studies'])} made-up studies of {number(calibration.get('seeds'))} seeds, each asked both "
+        "questions. By construction a 95 % interval misses the truth 5 times in a hundred, half of them on the good "
+        f"side. Measured {when} at {short(calibration.get('commit'))}."
     )

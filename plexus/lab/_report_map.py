@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from plexus.lab._figures import VERDICT_KEY, compact, mark, style
+from plexus.lab._figures import FILL, VERDICT_KEY, compact, mark, style
 
 REACH = 4.4
 """Steps from the bar to the edge of the map; what lies beyond is drawn on the edge, with an arrow."""
@@ -25,6 +25,20 @@ def _steps(distance: float) -> float:
     if math.isinf(distance):
         return math.copysign(REACH, distance)
     return max(-REACH, min(REACH, math.copysign(math.log2(1.0 + abs(distance)), distance)))
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+PLACES = (
+    (13, -8, "start"),
+    (-13, -8, "end"),
+    (13, 16, "start"),
+    (-13, 16, "end"),
+    (0, -16, "middle"),
+    (0, 24, "middle"),
+)
+"""Where a dot's name may stand, best first: offset and anchor."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +117,10 @@ def claims_map(
         _axes(frame),
     ]
     parts += [_sham(frame, dot) for dot in shams]
-    taken: list[tuple[float, float, float, float]] = []
     places = [_place(frame, dot) for dot in studies]
-    taken += [(x - 9, y - 9, x + 9, y + 9) for x, y in places]
-    parts += [_dot(frame, dot, place, taken, link) for dot, place in zip(studies, places, strict=True)]
+    taken: list[Box] = [(x - 9, y - 9, x + 9, y + 9) for x, y in places]
+    grey: list[Box] = [(x - 3, y - 3, x + 3, y + 3) for x, y in (_place(frame, dot) for dot in shams)]
+    parts += [_dot(frame, dot, place, taken, grey, link) for dot, place in zip(studies, places, strict=True)]
     if not studies:
         parts.append(
             f'<text class="quiet" x="{width / 2}" y="{height / 2 - 20}" text-anchor="middle">'
@@ -179,9 +193,7 @@ def _sham(frame: _Map, dot: Dot) -> str:
     )
 
 
-def _dot(
-    frame: _Map, dot: Dot, place: tuple[float, float], taken: list[tuple[float, float, float, float]], link: str
-) -> str:
+def _dot(frame: _Map, dot: Dot, place: tuple[float, float], taken: list[Box], shams: Sequence[Box], link: str) -> str:
     x, y = place
     whiskers = ""
     if dot.x is not None:
@@ -192,11 +204,10 @@ def _dot(
         whiskers += (
             f'<path class="whisker" d="M{compact(x)} {compact(frame.y(dot.y[0]))}V{compact(frame.y(dot.y[2]))}"/>'
         )
-    hollow = " hollow" if dot.verdict in ("undecided", "not tested") else ""
-    label = _label(frame, dot, x, y, taken)
+    label = _label(frame, dot, x, y, taken, shams)
     tip = escape(dot.tip or dot.label, quote=True)
     body = (
-        f"<title>{tip}</title>{whiskers}{mark(dot.fidelity, x, y, 8, hollow)}{label}"
+        f"<title>{tip}</title>{whiskers}{mark(dot.fidelity, x, y, 8, FILL.get(dot.verdict, ''))}{label}"
         f'<circle cx="{compact(x)}" cy="{compact(y)}" r="15" fill="transparent"/>'
     )
     colour = VERDICT_KEY.get(dot.verdict, "untested")
@@ -206,16 +217,23 @@ def _dot(
     return f'<g class="dot c-{colour}">{body}</g>'
 
 
-def _label(frame: _Map, dot: Dot, x: float, y: float, taken: list[tuple[float, float, float, float]]) -> str:
-    """The name beside the dot, where it covers nothing; no name where there is no room."""
-    size = 7.0 * len(dot.label)
-    for dx, dy, anchor in ((13, -8, "start"), (-13, -8, "end"), (13, 16, "start"), (-13, 16, "end"), (0, -16, "middle"),
-                           (0, 24, "middle")):  # fmt: skip
+def _label(frame: _Map, dot: Dot, x: float, y: float, taken: list[Box], shams: Sequence[Box]) -> str:
+    """The name beside the dot where it covers nothing, else where only shams; none where there is no room."""
+    size = 7.6 * len(dot.label)
+    free: list[tuple[int, Box, str]] = []
+    for dx, dy, anchor in PLACES:
         start = x + dx - (size if anchor == "end" else size / 2 if anchor == "middle" else 0)
         box = (start, y + dy - 11, start + size, y + dy + 4)
         inside = box[0] >= frame.left and box[2] <= frame.right and box[1] >= frame.top and box[3] <= frame.bottom
-        if inside and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
-            taken.append(box)
+        if inside and not any(_overlap(box, other) for other in taken):
             place = f'x="{compact(x + dx)}" y="{compact(y + dy)}" text-anchor="{anchor}"'
-            return f'<text class="name" {place}>{escape(dot.label)}</text>'
-    return ""
+            free.append((sum(_overlap(box, other) for other in shams), box, place))
+    if not free:
+        return ""
+    _, box, place = min(free, key=lambda item: item[0])
+    taken.append(box)
+    return f'<text class="name" {place}>{escape(dot.label)}</text>'
+
+
+def _overlap(first: Box, second: Box) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
