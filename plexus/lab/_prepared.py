@@ -124,20 +124,19 @@ class PreparedCache:
                 (self.folder / name).unlink(missing_ok=True)
                 total -= size
 
-    def get(self, key: str, make: Callable[[], Any]) -> tuple[Any, bool]:
-        """A copy of the prepared object, made and kept where it is not there yet; and whether the cache holds it.
+    def get(self, key: str, make: Callable[[], Any]) -> Any:
+        """A copy of the prepared object, made and kept where it is not there yet.
 
         What cannot be pickled is handed out as it was made, and made anew for every trial.
         """
         body = self.read(key)
         if body is not None:
-            return restore(body), True
+            return restore(body)
         value = make()
         try:
             body = serialise(value)
         except Exception:  # pickling raises whatever the object's own methods raise
-            return value, False
-        kept = False
+            return value
         with contextlib.suppress(OSError):
-            kept = self.write(key, body)
-        return restore(body), kept
+            self.write(key, body)
+        return restore(body)

@@ -23,6 +23,7 @@ from plexus.lab._machine import versions
 from plexus.lab._prepared import PreparedCache
 from plexus.lab._settings import from_json
 from plexus.lab._store import Finished, Store, Trial, digest
+from plexus.lab._study import Study
 from plexus.lab._trial import run_prepare, run_trial, run_tune
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -106,10 +107,11 @@ def _perform(store: Store, task: Task, connection: Connection) -> Report:
         trial = task.trial
         arm = study.arm(trial.arm)
         config = study.configure(job.scale, job.overrides, arm.overrides, from_json(study.Config, trial.tuned))
-        cache = PreparedCache(store.prepared_folder)
-        name = prepared_key(job, base, trial.seed, task.code)
-        prepared, kept = cache.get(name, lambda: run_prepare(study, base, trial.seed))
-        connection.send(("prepared", kept))
+        prepared = None
+        if study.prepare is not Study.prepare:
+            name = prepared_key(job, base, trial.seed, task.code)
+            prepared = PreparedCache(store.prepared_folder).get(name, lambda: run_prepare(study, base, trial.seed))
+        connection.send(("prepared", None))
         outcome = run_trial(study, config, prepared, trial.seed)
         late, code = _late(store, job, task)
         key = trial.key(code.hash)
