@@ -102,7 +102,10 @@ class Collector:
             raise ShapeError(
                 f"{site} saw different numbers of samples within one batch", given=f"{known} and {rows.samples}"
             )
-        flat = values.detach().reshape(-1, *values.shape[len(visit.rows) :])
+        lead = len(visit.rows)
+        if 0 in values.shape[lead:]:
+            raise ShapeError(f"site {site} has no units", given=tuple(values.shape))
+        flat = values.detach().reshape(len(rows.sample), *values.shape[lead:])
         flat = (flat.clone() if rows.keep is None else flat[rows.keep.to(flat.device)]).cpu()
         sample, position = rows.sample, rows.position
         if rows.keep is not None:

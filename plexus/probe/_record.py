@@ -325,11 +325,12 @@ class _Store:
             return
         if self.temporary is not None:
             shutil.rmtree(self.temporary, ignore_errors=True)
-        elif self.writer is not None and (issubclass(kind, PlexusError) or self.writer.count == 0):
-            shutil.rmtree(self.writer.folder, ignore_errors=True)  # refused input leaves nothing
         elif self.writer is not None:
-            with contextlib.suppress(OSError):
-                self.flush()  # what was recorded until an interruption stays readable
+            if not issubclass(kind, PlexusError):
+                with contextlib.suppress(OSError):
+                    self.flush()  # what was recorded until an interruption stays readable
+            if issubclass(kind, PlexusError) or self.writer.count == 0:
+                shutil.rmtree(self.writer.folder, ignore_errors=True)  # refused input leaves nothing
 
     def add(self, values: dict[Site, Tensor], table: dict[Site, Table]) -> None:
         for site, value in values.items():

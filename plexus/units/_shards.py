@@ -108,8 +108,16 @@ class Shards:
             )
         self.samples = ending["samples"] if self.complete else self._seen()
         self.labels = self._read_labels() if ending.get("labels") else None
-        self.values: Mapping[Site, Tensor] = _Lazy(self._present(), self._read_values)
-        self.table: Mapping[Site, Table] = _Lazy(self._present(), self._read_table)
+
+    @property
+    def values(self) -> Mapping[Site, Tensor]:
+        """The values of each site, read when looked up."""
+        return _Lazy(self._present(), self._read_values)
+
+    @property
+    def table(self) -> Mapping[Site, Table]:
+        """The table of each site, read when looked up."""
+        return _Lazy(self._present(), self._read_table)
 
     @property
     def sizes(self) -> dict[Site, int]:

@@ -43,6 +43,8 @@ class Reading:
     def pieces(self) -> Iterator[Piece]:
         """Every row once."""
         given = None if self.labels is None else _as_concepts(self.labels, self.names)
+        if isinstance(self.source, Recording):
+            check_labels(self.labels, self.source.samples)
         first, seen, before = 0, 0, given
         for record in recordings(self.source):
             self.model = record.model if self.model is None else self.model
@@ -156,7 +158,8 @@ def _flat(site: Site, values: Tensor, features: Features) -> Tensor:
     if values.dim() == 2:
         return values.double()
     if features == "norm":
-        return torch.linalg.vector_norm(values.double(), dim=-1)
+        norm: Tensor = torch.linalg.vector_norm(values.double(), dim=-1)
+        return norm
     if features == "mean":
         return values.double().mean(-1)
     raise ShapeError(

@@ -1,0 +1,448 @@
+"""Recording: what is recorded equals what a plain hook or a plain computation sees, and the model is left as it was."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader, TensorDataset
+
+from plexus import probe
+from plexus.errors import (
+    DeviceError,
+    DtypeError,
+    RangeError,
+    ShapeError,
+    SiteError,
+    SiteNotReached,
+    UnknownNameError,
+    UnsupportedError,
+)
+from plexus.units import Recording, Site, UnwritableError
+
+HIDDEN = Site("1", "b u")
+
+
+def mlp(**options):
+    return nn.Sequential(nn.Linear(4, 6, **options), nn.ReLU(inplace=True), nn.Linear(6, 2, **options))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(3, 5, batch_first=True)
+        self.out = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.out(self.lstm(x)[0][:, -1])
+
+
+def test_values_are_those_of_the_module_and_batches_do_not_matter():
+    model, x = mlp(), torch.randn(10, 4)
+    expected = torch.relu(model[0](x)).detach()
+    for batches in (x, x.numpy(), x.split(3), list(x.split(1)), DataLoader(TensorDataset(x), batch_size=4)):
+        record = probe.record(model, batches, HIDDEN)
+        assert record.samples == 10
+        assert record.table[HIDDEN].sample.tolist() == list(range(10))
+        torch.testing.assert_close(record[HIDDEN], expected)
+
+
+def test_values_are_copied_before_an_in_place_operation_overwrites_them():
+    model, x = mlp(), torch.randn(8, 4)
+    before, after = Site("0", "b u"), HIDDEN
+    record = probe.record(model, x, [before, after])
+    assert (record[before] < 0).any()
+    torch.testing.assert_close(record[before].relu(), record[after])
+
+
+def test_a_cnns_units_are_its_channels():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU())
+    x, site = torch.randn(2, 1, 6, 5), Site("1", "b u y x")
+    record = probe.record(model, x, site)
+    assert record[site].shape == (2 * 4 * 3, 3)
+    expected = model(x).detach()
+    torch.testing.assert_close(record.dense(site), expected.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(probe.record(model, x, site, pool="max")[site], expected.amax((2, 3)))
+
+
+def test_an_lstm_batch_first_time_first_and_packed():
+    lstm = nn.LSTM(3, 5)
+    x = torch.randn(7, 2, 3)
+    site = Site("", "t b u")
+    expected = lstm(x)[0].detach().transpose(0, 1)
+    torch.testing.assert_close(probe.record(lstm, x, site).dense(site), expected)
+    model, batch_first = Recurrent(), Site("lstm", "b t u")
+    x = torch.randn(2, 7, 3)
+    torch.testing.assert_close(probe.record(model, x, batch_first).dense(batch_first), model.lstm(x)[0].detach())
+    sequences = [torch.randn(n, 3) for n in (2, 5, 3)]
+    record = probe.record(lstm, pack_sequence(sequences, enforce_sorted=False), site)
+    assert record.samples == 3
+    values, mask = record.dense(site, pad=0.0)
+    assert mask.sum(1).tolist() == [2, 5, 3]
+    for i, sequence in enumerate(sequences):
+        torch.testing.assert_close(values[i, : len(sequence)], lstm(sequence[:, None])[0][:, 0].detach())
+
+
+def test_a_module_called_twice_has_a_row_for_each_call():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.f(torch.tanh(self.f(x)))
+
+    model, x, site = Twice(), torch.randn(3, 4), Site("f", "b u")
+    record = probe.record(model, x, site)
+    assert record.table[site].call.tolist() == [0, 0, 0, 1, 1, 1]
+    torch.testing.assert_close(record.where(call=1)[site], model(x).detach())
+    torch.testing.assert_close(probe.record(model, x, Site("f", "b u", call=1)).values.popitem()[1], model(x).detach())
+    assert probe.record(model, x, site, pool="last", by=("sample", "call"))[site].shape == (6, 4)
+
+
+def test_the_same_sample_stepped_through_time():
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.RNNCell(2, 3)
+
+        def forward(self, x, state=None):
+            return self.cell(x, state)
+
+    def unroll(model, batch):
+        state = None
+        for x in batch:
+            state = model(x, state)
+
+    model, x, site = Cell(), torch.randn(5, 2, 2), Site("cell", "b u")
+    record = probe.record(model, [x, x], site, forward=unroll)
+    assert record.samples == 4
+    assert record.table[site].step.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] * 2
+    assert record.where(step=4)[site].shape == (4, 3)
+
+
+class Everything(nn.Module):
+    """A model that moves all that recording must not."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop, self.fc = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 4)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("state", None)
+        self.hidden = torch.zeros(4)
+        self.drop.eval()
+
+    def forward(self, x):
+        self.count += 1
+        self.state = x.mean(0)
+        self.register_buffer("new", x.clone())
+        self.hidden = self.hidden + 1
+        self.hidden.mul_(2)
+        torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
+        return self.fc(self.drop(self.norm(x)))
+
+
+def snapshot(model):
+    states = {name: None if value is None else value.clone() for name, value in model.state_dict().items()}
+    flags = [module.training for module in model.modules()]
+    keys = [sorted(module._buffers) for module in model.modules()]
+    return states, flags, keys, torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+
+
+def same(one, two):
+    assert one[0].keys() == two[0].keys()
+    assert all(torch.equal(value, two[0][name]) for name, value in one[0].items())
+    assert one[1:3] == two[1:3]
+    assert torch.equal(one[3], two[3])
+    assert (one[4] == two[4]).all()
+    assert one[5] == two[5]
+
+
+@pytest.mark.parametrize("how", ["record", "stream", "gradients", "error", "interrupt", "not reached"])
+def test_the_model_and_the_random_state_are_as_before(how):
+    model = Everything().train()
+    model.drop.eval()
+    before, count, hidden = snapshot(model), model.count, model.hidden
+    batches = DataLoader(TensorDataset(torch.randn(6, 4)), batch_size=2, shuffle=True) if how == "record" else None
+    batches = batches or [torch.randn(2, 4), torch.randn(3, 4)]
+    before = snapshot(model)
+    site = Site("fc", "b u")
+
+    def fail(model, batch):
+        model(batch)
+        raise KeyboardInterrupt if how == "interrupt" else ValueError
+
+    if how in ("error", "interrupt"):
+        with pytest.raises((ValueError, KeyboardInterrupt)):
+            probe.record(model, batches, site, forward=fail)
+    elif how == "not reached":
+        with pytest.raises(SiteNotReached):
+            probe.record(model, batches, [site, Site("fc", "b u", call=3)])
+    elif how == "gradients":
+        probe.record(model, batches, site, grad=lambda output, batch: output.sum())
+        assert all(parameter.grad is None for parameter in model.parameters())
+    elif how == "stream":
+        for _ in probe.stream(model, batches, site):
+            same(before, snapshot(model))
+    else:
+        probe.record(model, batches, site)
+    same(before, snapshot(model))
+    assert model.count is count
+    assert model.hidden is hidden
+    assert hidden.tolist() == [0] * 4
+    assert not model._forward_hooks
+    assert torch.is_grad_enabled()
+
+
+def test_dropout_is_off_and_recorded_values_can_be_used_in_training():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.9)).train()
+    x, site = torch.randn(5, 4), Site("1", "b u")
+    values = probe.record(model, x, site)[site]
+    torch.testing.assert_close(values, model[0](x).detach())
+    readout = nn.Linear(6, 1)
+    readout(values).sum().backward()  # fails on tensors made in inference mode
+    assert readout.weight.grad is not None
+
+
+def test_a_network_that_keeps_state_can_be_reset_before_each_batch():
+    class Leaky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.v = None
+            self.out = nn.Identity()
+
+        def forward(self, x):
+            self.v = x if self.v is None else 0.5 * self.v + x
+            return self.out(self.v)
+
+    def reset(model):
+        model.v = None
+
+    x, site = torch.ones(2, 3), Site("out", "b u")
+    record = probe.record(Leaky(), [x, x], site, before_batch=reset)
+    assert (record[site] == 1).all()
+    assert (probe.record(Leaky(), [x, x], site)[site][2:] == 1.5).all()
+
+
+def test_batches_as_tuples_mappings_and_keyword_only_calls():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, *, x, scale=1.0):
+            return {"y": (self.fc(x) * scale, "text")}
+
+    x = torch.randn(5, 4)
+    model, site, after = Keyword(), Site("fc", "b u", at="input"), Site("", "b u")
+    record = probe.record(model, {"x": x, "scale": 2.0}, [site, after])
+    torch.testing.assert_close(record[site], x)
+    torch.testing.assert_close(record[after], 2 * model.fc(x).detach())
+    y = torch.arange(5)
+    labelled = probe.record(mlp(), [(x, y)], HIDDEN)
+    assert labelled.labels.tolist() == y.tolist()
+    loader = DataLoader(TensorDataset(x, y), batch_size=2)
+    assert probe.record(mlp(), loader, HIDDEN).labels.tolist() == y.tolist()
+    two = nn.Bilinear(4, 4, 3)
+    assert probe.record(two, [(x, x)], Site("", "b u")).samples == 5
+
+
+def test_labels_are_aligned_or_refused(tmp_path):
+    model, x = mlp(), torch.randn(6, 4)
+    assert probe.record(model, x, HIDDEN, labels={"even": [1, 0] * 3}).labels["even"].tolist() == [1, 0] * 3
+    for wrong in (torch.zeros(5), torch.zeros(7), {"x": torch.zeros(6), "y": torch.zeros(5)}):
+        with pytest.raises(ShapeError, match="do not match"):
+            probe.record(model, x.split(2), HIDDEN, labels=wrong, spill=tmp_path / "r")
+        assert not (tmp_path / "r").exists()
+        with pytest.raises(ShapeError, match="do not match"):
+            list(probe.stream(model, x.split(2), HIDDEN, labels=wrong))
+
+
+def test_gradients_are_those_of_autograd():
+    model, x = mlp(), torch.randn(5, 4)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    sites = [Site("0", "b u"), HIDDEN, Site("2", "b u")]
+
+    def loss(output, batch):
+        return (output**2).sum()
+
+    record = probe.record(model, x, sites, grad=loss)
+    for n, site in enumerate(sites):
+        hidden = x
+        for i, layer in enumerate([model[0], torch.relu, model[2]]):
+            hidden = layer(hidden)
+            if i == n:
+                leaf = hidden = hidden.detach().requires_grad_()
+        (expected,) = torch.autograd.grad((hidden**2).sum(), leaf)
+        torch.testing.assert_close(record[site], expected)
+    pooled = probe.record(model, x.split(2), HIDDEN, grad=loss, pool="mean")
+    torch.testing.assert_close(pooled[HIDDEN], record[HIDDEN])
+
+
+def test_a_loss_that_does_not_depend_on_a_site_has_gradient_zero():
+    class Side(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(2, 3)
+
+        def forward(self, x):
+            self.a(x)
+            return self.b(x)
+
+    a, b = Site("a", "b u"), Site("b", "b u")
+    record = probe.record(Side(), torch.randn(4, 2), [a, b], grad=lambda output, batch: output.sum())
+    assert (record[a] == 0).all()
+    assert (record[b] == 1).all()
+    constant = probe.record(Side(), torch.randn(4, 2), a, grad=lambda output, batch: torch.ones(()))
+    assert (constant[a] == 0).all()
+    with pytest.raises(ShapeError, match="one number"):
+        probe.record(Side(), torch.randn(4, 2), a, grad=lambda output, batch: output)
+
+
+def test_bfloat16_keeps_its_dtype():
+    model = mlp(dtype=torch.bfloat16)
+    record = probe.record(model, torch.randn(5, 4).bfloat16(), HIDDEN)
+    assert record[HIDDEN].dtype == torch.bfloat16
+    assert probe.record(model, torch.randn(5, 4).bfloat16(), HIDDEN, pool="mean")[HIDDEN].dtype == torch.float32
+
+
+def test_bad_batches():
+    model = mlp()
+    for batches in ([], iter(()), DataLoader(TensorDataset(torch.zeros(0, 4)))):
+        with pytest.raises(ShapeError, match="no batches"):
+            probe.record(model, batches, HIDDEN)
+    for batches in (torch.zeros(0, 4), [torch.ones(2, 4), torch.zeros(0, 4)]):
+        with pytest.raises(ShapeError, match="is empty"):
+            probe.record(model, batches, HIDDEN)
+    for batches in (3, "text", None):
+        with pytest.raises(DtypeError, match="no batches"):
+            probe.record(model, batches, HIDDEN)
+    with pytest.raises(DtypeError, match=r"batch torch.float64, model torch.float32"):
+        probe.record(model, torch.randn(2, 4, dtype=torch.float64), HIDDEN)
+    with pytest.raises(DeviceError, match="batch on meta, model on cpu"):
+        probe.record(model, torch.randn(2, 4, device="meta"), HIDDEN)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        probe.record(model, torch.randn(2, 5), HIDDEN)
+
+
+def test_bad_sites_and_choices():
+    model, x = mlp(), torch.randn(2, 4)
+    with pytest.raises(UnknownNameError):
+        probe.record(model, x, Site("7", "b u"))
+    with pytest.raises(SiteError, match="no site to record"):
+        probe.record(model, x, [])
+    for at in ("1", 3, ["1"]):
+        with pytest.raises(DtypeError, match="is a site"):
+            probe.record(model, x, at)
+    with pytest.raises(SiteError):
+        probe.record(model, x, Site("1", "b t u"))
+    with pytest.raises(UnknownNameError, match="did you mean 'mean'"):
+        probe.record(model, x, HIDDEN, pool="maen")
+    with pytest.raises(UnknownNameError):
+        probe.record(model, x, HIDDEN, positions="first")
+    with pytest.raises(UnknownNameError):
+        probe.record(model, x, HIDDEN, nonfinite="ignore")
+    for budget in (0, -1, 1.5, True):
+        with pytest.raises(RangeError, match="bytes"):
+            probe.record(model, x, HIDDEN, budget=budget)
+    with pytest.raises(UnsupportedError, match="does not generate"):
+        probe.record(model, x, HIDDEN, generate=True)
+    with pytest.raises(UnsupportedError, match="no gradient"):
+        probe.record(model, x, HIDDEN, generate=True, grad=lambda output, batch: output.sum())
+    with pytest.raises(ShapeError, match="no units"):
+        probe.record(nn.Linear(4, 0), x, Site("", "b u"))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_or_kept(bad):
+    x = torch.randn(5, 4)
+    x[3, 1] = bad
+    first = Site("", "b u")
+    with pytest.raises(RangeError, match="sample 3 of the batch"):
+        probe.record(nn.Identity(), x, first)
+    kept = probe.record(nn.Identity(), x, first, nonfinite="keep")[first]
+    assert not kept[3, 1].isfinite()
+
+
+def test_time_folded_into_the_batch_is_noticed_and_unfolded():
+    class Folded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 3)
+
+        def forward(self, x):
+            return self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    model, x = Folded(), torch.randn(5, 2, 1, 4, 4)
+    with pytest.raises(ShapeError, match="10 samples"):
+        probe.record(model, x, Site("conv", "b u y x"))
+    site = Site("conv", "(t:5 b) u y x")
+    record = probe.record(model, x, site, pool="sum")
+    assert record.samples == 2
+    torch.testing.assert_close(record[site], model(x).sum((0, 3, 4)).detach())
+    with pytest.raises(ShapeError, match="different numbers of samples"):
+        probe.record(model, x, [Site("conv", "b u y x"), Site("", "t b u y x")])
+
+
+def test_a_recording_over_its_budget_goes_to_disk(tmp_path):
+    model, x = mlp(), torch.randn(64, 4)
+    whole = probe.record(model, x, HIDDEN)
+    small = probe.record(model, x.split(8), HIDDEN, budget=1000)
+    assert whole.folder is None
+    folder = small.folder
+    assert folder.is_dir()
+    assert torch.equal(small[HIDDEN], whole[HIDDEN])
+    assert small.table[HIDDEN] == whole.table[HIDDEN]
+    del small
+    assert not folder.exists()
+    named = probe.record(model, x.split(8), HIDDEN, spill=tmp_path / "r", labels=torch.arange(64))
+    assert torch.equal(named[HIDDEN], whole[HIDDEN])
+    del named
+    back = Recording.load(tmp_path / "r")
+    assert torch.equal(back[HIDDEN], whole[HIDDEN])
+    assert back.labels.tolist() == list(range(64))
+    with pytest.raises(UnwritableError, match="not empty"):
+        probe.record(model, x, HIDDEN, spill=tmp_path / "r")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnwritableError):
+        probe.record(model, x, HIDDEN, spill=tmp_path / "file" / "r")
+
+
+def test_an_interrupted_recording_leaves_what_it_had(tmp_path):
+    def batches():
+        yield from torch.randn(4, 2, 4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        probe.record(mlp(), batches(), HIDDEN, spill=tmp_path / "r")
+    with pytest.warns(UserWarning, match="did not finish"):
+        record = Recording.load(tmp_path / "r")
+    assert record.samples == 8
+    assert not record.complete
+
+
+def test_progress_is_shown_when_asked_for(capsys):
+    probe.record(mlp(), torch.randn(6, 4).split(2), HIDDEN, progress=True)
+    assert "recording" in capsys.readouterr().err
+    probe.record(mlp(), torch.randn(6, 4).split(2), HIDDEN)
+    probe.record(mlp(), torch.randn(6, 4).split(2), HIDDEN, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stream_runs_as_it_is_read():
+    ran = []
+
+    def batches():
+        for i in range(3):
+            ran.append(i)
+            yield torch.randn(2, 4)
+
+    stream = probe.stream(mlp(), batches(), HIDDEN, pool="mean")
+    assert ran == []
+    first = next(stream)
+    assert ran == [0]
+    assert first.samples == 2
+    assert first.pooled == "mean"
