@@ -144,7 +144,9 @@ class _Loops:
         self.uniform = uniform
         self.constants = [*dynamics.constants, "width", "height"]
         self.sections = [*self.carried, *(() if uniform else self.used)]
-        self.gradients = [*(f"d_{s}" for s in dynamics.states), *(f"g_{p}" for p in dynamics.parameters)]
+        self.real = [s for s in dynamics.states if s in self.carried]
+        self.learnt = [p for p in dynamics.parameters if p in self.used]
+        self.gradients = [*(f"d_{s}" for s in self.real), *(f"g_{p}" for p in self.learnt)]
 
     def section(self, name: str, index: str = "j") -> str:
         k = (self.sections + self.gradients).index(name)
@@ -192,7 +194,8 @@ class _Loops:
         stash = "".join(f"        k_{n}[j] = {self.section(n)}\n" for n in carried)
         scalars = self.scalars()
         memory = ", ".join(f"m_{n}" for n in carried)
-        final = ", ".join(f"f_{n}" for n in carried)
+        ends = [n for n in carried if n != d.echo]
+        final = ", ".join(f"f_{n}" for n in ends)
         columns = ", ".join(f"p_{n}" for n in self.used)
         constants = ", ".join(f"{n}_" for n in self.constants)
         n_sections = len(self.sections)
@@ -212,17 +215,16 @@ def forward(x, x_stride, out, steps, total, units, {memory}, {final}, {columns},
             k = t * total + a
             _forward_row(x[i:i + n], out[k:k + n], S, n, {scalars})
         for j in range(n):
-{self.lines("f_{n}[a + j] = {s}", carried, 12)}"""
+{self.lines("f_{n}[a + j] = {s}", ends, 12)}"""
         before = {n: f"k_{n}[j]" for n in carried}
         arguments = ", ".join(before.get(n, self.value(n)) for n in (*d.memory, *d.columns, *d.constants))
-        d_states = ", ".join(self.section(f"d_{s}") for s in d.states)
+        d_states = ", ".join(self.section(f"d_{s}") if s in self.real else "_f(0.0)" for s in d.states)
         kept = ", ".join(f"k_{n}" for n in carried)
         rows = ", ".join(f"K[{k} * steps * chunk + t * n:{k} * steps * chunk + t * n + n]" for k in range(len(carried)))
-        parameters = [p for p in d.parameters if p in self.used]
-        learn = "".join(f"            {self.section(f'g_{p}')} += n_g_{p}\n" for p in parameters)
+        learn = "".join(f"            {self.section(f'g_{p}')} += n_g_{p}\n" for p in self.learnt)
         unpack = ", ".join(["n_x", *(f"n_d_{s}" for s in d.states), *(f"n_g_{p}" for p in d.parameters)])
-        incoming = ", ".join(f"i_{s}" for s in d.states)
-        outgoing = ", ".join(f"o_{n}" for n in (*d.states, *d.parameters))
+        incoming = ", ".join(f"i_{s}" for s in self.real)
+        outgoing = ", ".join(f"o_{n}" for n in (*self.real, *self.learnt))
         sizes = len(self.sections) + len(self.gradients)
 
         def row(name: str, extra: str) -> str:
@@ -232,7 +234,7 @@ def {name}(x, grad, dx, S, n, {kept}, {scalars}):
     for j in range(n):
         {unpack} = adjoint(x[j], {arguments}, grad[j], {d_states}, width, height)
         dx[j] = n_x
-{self.lines("{s} = n_{n}", [f"d_{s}" for s in d.states])}{textwrap.indent(textwrap.dedent(extra), "        ")}"""
+{self.lines("{s} = n_{n}", [f"d_{s}" for s in self.real])}{textwrap.indent(textwrap.dedent(extra), "        ")}"""
 
         backward = f"""
 @njit(error_model='numpy')
@@ -250,8 +252,8 @@ def backward(x, x_stride, grad, grad_stride, dx, steps, total, units, {memory}, 
             i = t * x_stride + a
             _again_row(x[i:i + n], S, n, {rows}, {scalars})
         for j in range(n):
-{"".join(f"            {self.section(f'd_{s}')} = i_{s}[a + j]{chr(10)}" for s in d.states)}\
-{"".join(f"            {self.section(f'g_{p}')} = _f(0.0){chr(10)}" for p in d.parameters)}\
+{"".join(f"            {self.section(f'd_{s}')} = i_{s}[a + j]{chr(10)}" for s in self.real)}\
+{"".join(f"            {self.section(f'g_{p}')} = _f(0.0){chr(10)}" for p in self.learnt)}\
         for s in range(steps):
             t = steps - 1 - s
             i = t * x_stride + a
@@ -262,10 +264,10 @@ def backward(x, x_stride, grad, grad_stride, dx, steps, total, units, {memory}, 
             else:
                 _back_row(x[i:i + n], grad[g:g + n], dx[k:k + n], S, n, {rows}, {scalars})
         for j in range(n):
-{"".join(f"            o_{s}[a + j] = {self.section(f'd_{s}')}{chr(10)}" for s in d.states)}\
+{"".join(f"            o_{s}[a + j] = {self.section(f'd_{s}')}{chr(10)}" for s in self.real)}\
         if learn:
             for j in range(n):
-{"".join(f"                o_{p}[a + j] = {self.section(f'g_{p}')}{chr(10)}" for p in d.parameters)}\
+{"".join(f"                o_{p}[a + j] = {self.section(f'g_{p}')}{chr(10)}" for p in self.learnt)}\
 """
         return forward + backward
 
@@ -372,34 +374,21 @@ def forward(
     constants: Sequence[float],
     options: str,
 ) -> list[Tensor]:
-    """The fused loop: `[out, *memory]` after the last step."""
+    """The fused loop: `[out, *memory]` after the last step, without the state that echoes the output."""
     module, o, used, units = _prepare(dynamics, x, columns, options)
     out = empty(tuple(x.shape), x)
     steps, total = x.shape[0], memory[0].numel()
     flat, stride = _rows(x)
     carried = dynamics.carried(o)
     before = [_flat(m) for name, m in zip(dynamics.memory, memory, strict=True) if name in carried]
-    after = [torch.empty_like(m, memory_format=torch.contiguous_format) for m in memory]
-    final = [_flat(m) for name, m in zip(dynamics.memory, after, strict=True) if name in carried]
-    arguments = (
-        flat.detach().numpy(),
-        stride,
-        _flat(out),
-        steps,
-        total,
-        units,
-        *before,
-        *final,
-        *used,
-        *constants,
-        CHUNK,
-    )
+    kept = [(name, m) for name, m in zip(dynamics.memory, memory, strict=True) if name != dynamics.echo]
+    after = [torch.empty_like(m, memory_format=torch.contiguous_format) for _, m in kept]
+    for (name, m), fresh in zip(kept, after, strict=True):
+        if name not in carried:
+            fresh.copy_(m)
+    final = [_flat(fresh) for (name, _), fresh in zip(kept, after, strict=True) if name in carried]
+    arguments = (flat.detach().numpy(), stride, _flat(out), steps, total, units, *before, *final, *used, *constants, CHUNK)
     _spread(module.forward, arguments, total, steps)
-    for k, name in enumerate(dynamics.memory):
-        if name == dynamics.echo and steps:
-            after[k].copy_(out[-1])
-        elif name not in carried:
-            after[k].copy_(memory[k])
     return [out, *after]
 
 
@@ -423,11 +412,21 @@ def backward(
     flat_grad, grad_stride = _rows(grad)
     before = [_flat(m) for name, m in zip(dynamics.memory, memory, strict=True) if name in carried]
     shape = memory[0].shape
-    d_first = [x.new_empty(shape) for _ in dynamics.states]
-    d_columns = [x.new_empty(shape if learn else (0,)) for _ in dynamics.parameters]
+    d_first = [x.new_empty(shape) if name in carried else x.new_zeros(shape) for name in dynamics.states]
+    named = dynamics.used(o)
+    d_columns = [
+        x.new_empty(shape) if learn and name in named else x.new_zeros(shape if learn else (0,))
+        for name in dynamics.parameters
+    ]
+    real = [k for k, name in enumerate(dynamics.states) if name in carried]
+    learnt = [k for k, name in enumerate(dynamics.parameters) if name in named]
     chunk = _SCRATCH // max(1, steps * x.element_size() * len(carried))
     chunk = max(64, min(CHUNK, chunk // 64 * 64))
     arguments = (flat.detach().numpy(), stride, flat_grad.detach().numpy(), grad_stride, _flat(dx), steps, total, units)
-    adjoints = (*map(_flat, grad_states), *map(_flat, d_first), *map(_flat, d_columns))
+    adjoints = (
+        *(_flat(grad_states[k]) for k in real),
+        *(_flat(d_first[k]) for k in real),
+        *(_flat(d_columns[k]) for k in learnt),
+    )
     _spread(module.backward, (*arguments, *before, *used, *adjoints, *constants, learn, chunk), total, steps)
     return [dx, *d_first, *d_columns]

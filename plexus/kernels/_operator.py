@@ -56,6 +56,7 @@ class Operator:
 
     def __init__(self, dynamics: Dynamics) -> None:
         self.dynamics = dynamics
+        self._echo = None if dynamics.echo is None else dynamics.states.index(dynamics.echo)
         name = f"plexus::{dynamics.name}"
         schema = "(Tensor x, Tensor[] memory, Tensor[] columns, float[] constants, str options) -> Tensor[]"
         self._forward = torch.library.custom_op(name, self._run, mutates_args=(), schema=schema)
@@ -73,7 +74,11 @@ class Operator:
     ) -> tuple[Tensor, ...]:
         if not torch.compiler.is_compiling() and (_transformed() or _is_dual([x, *memory, *columns])):
             return self.eager(x, memory, columns, constants, options)
-        return tuple(self._forward(x, list(memory), list(columns), list(constants), options))
+        out, *after = self._forward(x, list(memory), list(columns), list(constants), options)
+        if self._echo is not None:
+            # cut from the output here, so that autograd sees where it comes from
+            after.insert(self._echo, out[-1].clone() if len(x) else memory[self._echo])
+        return (out, *after)
 
     def takes(self, x: Tensor) -> bool:
         """Is there a fused loop for this tensor's device and dtype?"""
@@ -103,7 +108,7 @@ class Operator:
     def _fake(
         self, x: Tensor, memory: list[Tensor], columns: list[Tensor], constants: list[float], options: str
     ) -> list[Tensor]:
-        return [x.new_empty(x.shape), *(m.new_empty(m.shape) for m in memory)]
+        return [x.new_empty(x.shape), *(m.new_empty(m.shape) for k, m in enumerate(memory) if k != self._echo)]
 
     def _run_back(
         self,
@@ -141,6 +146,7 @@ class Operator:
     @staticmethod
     def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
         x, memory, columns, ctx.constants, ctx.options = inputs
+        ctx.set_materialize_grads(False)
         ctx.counts = len(memory), len(columns)
         ctx.learn = any(column.requires_grad for column in columns)
         ctx.save_for_backward(x, *memory, *columns)
@@ -155,14 +161,11 @@ class Operator:
         grad = grads[0]
         if grad is None:
             grad = x.new_zeros(x.shape[1:]).expand(x.shape)
-        grad_states = [g if g is not None else torch.zeros_like(m) for g, m in zip(grads[1:], memory, strict=True)]
-        grad_states = grad_states[: len(d.states)]
-        echoed = None if d.echo is None else grads[1 + d.states.index(d.echo)]
-        if d.echo is not None and echoed is not None and len(x):
-            # the echoed state is the last output itself
-            last = torch.cat([torch.zeros_like(grad[:-1]), echoed.unsqueeze(0)])
-            grad = grad + last
-            grad_states[d.states.index(d.echo)] = torch.zeros_like(echoed)
+        incoming = iter(grads[1:])
+        grad_states = [torch.zeros_like(m) if k == self._echo else next(incoming) for k, m in enumerate(memory)]
+        grad_states = [
+            torch.zeros_like(m) if g is None else g for g, m in zip(grad_states[: len(d.states)], memory, strict=False)
+        ]
         d_x, *found = self._backward(x, memory, columns, ctx.constants, ctx.options, grad, grad_states, ctx.learn)
         d_memory: list[Tensor | None] = [*found[: len(d.states)], *(None for _ in d.counters)]
         d_columns: list[Tensor | None] = [None] * n_columns
@@ -181,7 +184,9 @@ class Operator:
         with torch.enable_grad():
             copies = [t.view_as(t) for t in tensors]
             n = 1 + len(memory)
-            outputs = self.eager(copies[0], copies[1:n], copies[n:], ctx.constants, ctx.options)
+            outputs = list(self.eager(copies[0], copies[1:n], copies[n:], ctx.constants, ctx.options))
+            if self._echo is not None:
+                outputs.pop(1 + self._echo)
             pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
             wanted = [c for c in copies if c.requires_grad]
             found = iter(
