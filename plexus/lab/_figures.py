@@ -143,12 +143,12 @@ def extent(strips: Sequence[Strip]) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers inside `[low, high]`, about `count` of them.
 
     Example:
         >>> ticks(0.0, 10.0)
-        [0.0, 5.0, 10.0]
+        [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     """
     raw = (high - low) / count
     if not raw > 0 or not math.isfinite(raw):
