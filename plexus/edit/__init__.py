@@ -1,4 +1,4 @@
-"""edit."""
+"""EDIT: scale, clamp, replace, add and patch units of a model; keep edits as files; bake them into weights."""
 
 import lazy_loader as _lazy
 

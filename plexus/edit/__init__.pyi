@@ -1,0 +1,10 @@
+from ._edit import Edit as Edit
+from ._file import load as load
+from ._file import save as save
+from ._verbs import add as add
+from ._verbs import clamp as clamp
+from ._verbs import patch as patch
+from ._verbs import replace as replace
+from ._verbs import scale as scale
+from ._bake import Baked as Baked
+from ._bake import bake as bake

@@ -113,14 +113,25 @@ def _is_transposed_linear(module: nn.Module) -> bool:
 
 
 def _time_first(axes: str, chain: list[nn.Module]) -> str:
-    """Position-wise layers inside a time-first module see time first."""
+    """Position-wise layers see time first inside a time-first module; beside one, they may see either.
+
+    There they get the axes of two dimensions, which have one meaning; a tensor of three then is an error that asks.
+    """
     if axes != _LAST:
         return axes
     for scope in reversed(chain):
         outer = known_axes(scope)
         if outer is not None:
             return _TIME_FIRST if outer.startswith("t b") else axes
-    return axes
+        if _folds_time(scope):
+            return axes
+    beside = chain[0].modules() if chain else ()
+    return "b u" if any((known_axes(module) or "").startswith("t b") for module in beside) else axes
+
+
+def _folds_time(module: nn.Module) -> bool:
+    """Whether the module runs its stateless layers with time folded into the batch, and publishes the fold."""
+    return isinstance(module, nn.Sequential) and hasattr(module, "initial_state")
 
 
 def _before(parent: nn.Module, name: str) -> str | None:
@@ -136,7 +147,7 @@ def _before(parent: nn.Module, name: str) -> str | None:
             return "b u" if (module.start_dim, module.end_dim) == (1, -1) else None
         axes = known_axes(module)
         if axes is not None:
-            return axes
+            return axes.removeprefix("t ") if _folds_time(parent) else axes
         if not _keeps(module):
             return None
     return None

@@ -123,7 +123,7 @@ class Memory:
             raise UnsupportedError(
                 "a checkpointed part of the model was edited and its backward has not run yet; it would run that part "
                 "again without the edit and give a wrong gradient",
-                mend="call backward inside the `with`, or drop the output before leaving it, or do without checkpointing",
+                mend="call backward inside the `with`, or drop the output there, or do without checkpointing",
             )
 
     def _forget(self, key: int, known: weakref.ref[_Region]) -> None:

@@ -254,7 +254,8 @@ def _operate(entry: Entry, found: Tensor | PackedSequence, call: int, run: Pass)
 
 def _operate_on(entry: Entry, tensor: Tensor, call: int, run: Pass) -> Tensor | None:
     operation, site = entry.operation, entry.operation.site
-    values, rows, back = site.view(tensor)
+    fold = vars(entry.module).get("_plexus_fold")  # (time, batch), while a layer runs with time folded into the batch
+    values, rows, back = (site if fold is None else site.unfolded(fold[0])).view(tensor)
     visit = Visit(site, rows, call, run, in_backward())
     if operation.records:
         operation(values, visit)

@@ -141,7 +141,7 @@ def _reads_hidden(container: nn.Sequential, name: str) -> bool:
         module = container._modules[earlier]
         if linear_size(module) is not None:
             return activated
-        if type(module).__module__.endswith("modules.activation"):
+        if type(module).__module__.endswith("modules.activation") or hasattr(module, "port"):
             activated = True
         elif not isinstance(module, nn.Dropout | nn.Identity | nn.LayerNorm | nn.RMSNorm | nn.BatchNorm1d):
             return False

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -188,6 +188,17 @@ class Site:
             return new.movedim(-1, unit_dim).reshape(x.shape)
 
         return View(values, tuple(rows), back)
+
+    def unfolded(self, time: int) -> Site:
+        """The same site where `time` steps have been folded into the batch, time outside.
+
+        Example:
+            >>> Site("conv", "b u y x").unfolded(10).axes
+            '(t:10 b) u y x'
+        """
+        words = [f"(t:{time} b)" if word == "b" else word for word in _TOKEN.findall(self.axes)]
+        named = any(factor.name == "t" for axis in _parse(self.axes) for factor in axis.factors)
+        return self if named else replace(self, axes=" ".join(words))
 
     def units(self, x: Tensor) -> int:
         """How many units the tensor `x` holds at this site.

@@ -1,0 +1,312 @@
+"""An edit written into the weights, where that is exactly the same function.
+
+An affine edit x' = g ⊙ x + a of what a linear layer reads, or of what it puts out, is another linear layer:
+
+    reads      W x' + b = (W diag g) x + (b + W a)
+    puts out   (W x + b)' = (diag g W) x + (g ⊙ b + a)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from plexus.edit._edit import Edit
+from plexus.edit._step import Step
+from plexus.errors import DtypeError, UnsupportedError
+from plexus.units import Site
+from plexus.units._paths import find_module, refuse_compiled
+
+__all__ = ["Baked", "bake"]
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Baked:
+    """What `bake` changed, and how exactly.
+
+    Attributes:
+        parameters: names of the parameters that changed.
+        error: largest rounding of a changed weight, relative to the largest weight beside it; 0 is exact.
+        dtype: the coarsest dtype among them.
+    """
+
+    parameters: tuple[str, ...]
+    error: float
+    dtype: torch.dtype
+
+    def __repr__(self) -> str:
+        how = "exactly" if self.error == 0 else f"to a relative {self.error:.0e}"
+        return f"baked into {', '.join(self.parameters)} {how} ({str(self.dtype).removeprefix('torch.')})"
+
+
+class _Change(NamedTuple):
+    """A parameter and what it becomes, in float32 or wider."""
+
+    name: str
+    parameter: nn.Parameter
+    value: Tensor
+
+
+def bake(model: nn.Module, edit: Edit, *, anyway: bool = False) -> Baked:
+    """Write an edit into the weights of a model, for good: afterwards the model does what it did under the edit.
+
+    Possible for `scale`, `add`, `replace` and `clamp` to a value, at the input or output of a linear layer, a
+    convolution, GPT-2's transposed linear layer, an embedding or a norm, and at a module whose output goes straight into
+    one of these in a `Sequential`. All that cannot be exact is refused before anything is changed.
+
+    Args:
+        model: changed in place.
+        edit: made by the verbs of this room.
+        anyway: also on a model of another fingerprint than the edit was made for.
+
+    Raises:
+        UnsupportedError: weights are tied, shared or computed from others; something nonlinear lies between; the edit is a
+            limit, a patch, or for some tokens or calls only.
+
+    Example:
+        >>> from plexus import edit
+        >>> from plexus.units import Neurons
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> edit.bake(model, edit.scale(Neurons.of({Site("2", at="input"): 4}, {Site("2", at="input"): [1]}), 0.0))
+        baked into 2.weight exactly (float32)
+        >>> model[2].weight[:, 1]
+        tensor([0., 0.], grad_fn=<SelectBackward0>)
+    """
+    if not isinstance(edit, Edit):
+        raise DtypeError("only an edit is baked", given=type(edit).__name__)
+    edit._check_model(model, anyway)
+    refuse_compiled(model)
+    pending: dict[str, _Change] = {}
+    for step in edit.steps:
+        for action in step.actions():
+            gain, bias = _affine(step, action.site)
+            for change in _changes(model, action.site, gain, bias, pending):
+                pending[change.name] = change
+    error = 0.0
+    with torch.no_grad():
+        for change in pending.values():
+            rounded = change.value.to(change.parameter.dtype)
+            scale = change.value.abs().max().clamp(min=torch.finfo(change.value.dtype).tiny)
+            error = max(error, float((rounded.to(change.value.dtype) - change.value).abs().max() / scale))
+            change.parameter.copy_(rounded)
+    dtypes = {change.parameter.dtype for change in pending.values()}
+    return Baked(tuple(pending), error, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps))
+
+
+def _affine(step: Step, site: Site) -> tuple[Tensor, Tensor]:
+    """The edit of a site as gain and offset, `[unit]` or `[unit, feature]`, one and zero outside the set."""
+    mask = step.neurons.mask(site)
+    numbers = {name: number.of(site, mask).double() for name, number in step.numbers.items()}
+    reason = None
+    if step.name == "patch":
+        reason = "a patch differs from sample to sample"
+    elif "low" in numbers or "high" in numbers:
+        reason = "limits are not linear"
+    elif step.positions != "all":
+        reason = "it acts on some tokens only"
+    elif step.basis is not None:
+        reason = "it acts along directions"
+    elif site.call is not None:
+        reason = "it acts at one call of several"
+    if reason is not None:
+        raise _refusal(site, reason)
+    given = next(iter(numbers.values()))
+    shape = given.shape if given.dim() else mask.shape
+    chosen = mask.reshape(-1, *(1 for _ in shape[1:]))
+    gain, bias = torch.ones(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    if step.name == "scale":
+        gain = torch.where(chosen, given, gain)
+    elif step.name == "add":
+        bias = torch.where(chosen, given, bias)
+    else:
+        gain, bias = torch.where(chosen, 0.0, gain), torch.where(chosen, given, bias)
+    return gain.detach(), bias.detach()
+
+
+def _changes(
+    model: nn.Module, site: Site, gain: Tensor, bias: Tensor, pending: dict[str, _Change]
+) -> Iterable[_Change]:
+    module, side = find_module(model, site.path), site.at
+    if site.leaf not in (None, 0):
+        raise _refusal(site, "it is one of several tensors of a module")
+    if side == "output" and _layout(module) is None and not isinstance(module, (*_NORMS, nn.RMSNorm)):
+        module, side = _reader(model, module, site), "input"
+    if any("lora" in name for name, _ in module.named_parameters()):
+        raise _refusal(site, "the layer has an adapter; merge it first")
+    weights = _Weights(model, module, site, pending)
+    if side == "input":
+        return _read(weights, *_flat(site, gain, bias, _inputs(module)))
+    return _put_out(weights, *_flat(site, gain, bias, _outputs(module)))
+
+
+class _Weights:
+    """The parameters of one layer, checked to belong to it alone, with the changes that earlier steps ask for."""
+
+    def __init__(self, model: nn.Module, module: nn.Module, site: Site, pending: dict[str, _Change]) -> None:
+        self.model, self.module, self.site, self.pending = model, module, site, pending
+
+    def get(self, name: str) -> tuple[str, nn.Parameter, Tensor] | None:
+        """The full name, the parameter and its value so far; None if the layer has no such parameter."""
+        parameter = self.module._parameters.get(name)
+        if parameter is None:
+            if getattr(self.module, name, None) is not None:
+                raise _refusal(self.site, f"the {name} is computed from other parameters")
+            return None
+        names = [full for full, p in self.model.named_parameters(remove_duplicate=False) if p is parameter]
+        if len(names) > 1:
+            raise _refusal(self.site, f"its weights are used in several places ({', '.join(names)})")
+        if not parameter.is_floating_point():
+            raise _refusal(self.site, f"its weights are stored as {parameter.dtype}")
+        known = self.pending.get(names[0])
+        wide = torch.promote_types(parameter.dtype, torch.float64)
+        return names[0], parameter, parameter.detach().to(wide) if known is None else known.value
+
+
+def _read(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
+    module, site = weights.module, weights.site
+    layout = _layout(module)
+    found = weights.get("weight")
+    if layout is None or found is None or isinstance(module, nn.Embedding):
+        raise _refusal(site, f"a {type(module).__name__} is no linear layer")
+    name, parameter, weight = found
+    gain, bias = gain.to(weight), bias.to(weight)
+    matrix = _by_input(module, weight)  # [out, in, …] of each group
+    groups = matrix.shape[0]
+    columns = gain.reshape(groups, 1, -1, *(1 for _ in matrix.shape[3:]))
+    changed = torch.where(columns == 0, torch.zeros_like(matrix), matrix * columns)
+    changes = [_Change(name, parameter, _from_input(module, changed, weight.shape))] if bool((gain != 1).any()) else []
+    if bool((bias != 0).any()):
+        if isinstance(module, _TRANSPOSED) or (isinstance(module, _CONV) and not _unpadded(module)):
+            raise _refusal(site, "a constant does not reach into the padding of a convolution")
+        found = weights.get("bias")
+        if found is None:
+            raise _refusal(site, "the layer has no bias to hold the constant")
+        shift = (matrix * bias.reshape(columns.shape)).flatten(2).sum(2).reshape(-1)
+        changes.append(_Change(found[0], found[1], found[2] + shift))
+    return changes
+
+
+def _put_out(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
+    module, site = weights.module, weights.site
+    found = weights.get("weight")
+    if found is None:
+        raise _refusal(site, f"the {type(module).__name__} has no weights")
+    name, parameter, weight = found
+    gain, bias = gain.to(weight), bias.to(weight)
+    rows = _by_output(module, weight)  # [out, …]
+    changed = rows * gain.reshape(-1, *(1 for _ in rows.shape[1:]))
+    offset = weights.get("bias") if not isinstance(module, nn.Embedding) else None
+    if isinstance(module, nn.Embedding):
+        changed = changed + bias[:, None]
+    elif offset is None and bool((bias != 0).any()):
+        raise _refusal(site, "the layer has no bias to hold the constant")
+    changes = [_Change(name, parameter, _from_output(module, changed, weight.shape))]
+    if offset is not None:
+        changes.append(_Change(offset[0], offset[1], offset[2] * gain + bias))
+    return changes
+
+
+def _layout(module: nn.Module | None) -> str | None:
+    """How the weight of a linear layer lies: `out in`, `in out`, or None if the module is none."""
+    if isinstance(module, (nn.Linear, *_CONV)) and not isinstance(module, nn.LazyLinear):
+        return "out in"
+    if isinstance(module, (nn.Embedding, *_TRANSPOSED)) or (
+        type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    ):
+        return "in out"
+    return None
+
+
+def _inputs(module: nn.Module) -> int:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return int(weight.shape[0] if _layout(module) == "in out" else weight.shape[1] * getattr(module, "groups", 1))
+
+
+def _outputs(module: nn.Module) -> int:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    if _layout(module) == "in out":
+        return int(weight.shape[1] * getattr(module, "groups", 1))
+    return int(weight.shape[0])
+
+
+def _by_input(module: nn.Module, weight: Tensor) -> Tensor:
+    """The weight as `[group, out, in, …]`."""
+    groups = int(getattr(module, "groups", 1))
+    split = weight.unflatten(0, (groups, -1))
+    return split.transpose(1, 2) if _layout(module) == "in out" else split
+
+
+def _from_input(module: nn.Module, matrix: Tensor, shape: torch.Size) -> Tensor:
+    return (matrix.transpose(1, 2) if _layout(module) == "in out" else matrix).reshape(shape)
+
+
+def _by_output(module: nn.Module, weight: Tensor) -> Tensor:
+    """The weight as `[out, …]`."""
+    if _layout(module) != "in out":
+        return weight
+    groups = int(getattr(module, "groups", 1))
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _from_output(module: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
+    if _layout(module) != "in out":
+        return rows
+    groups = int(getattr(module, "groups", 1))
+    return rows.unflatten(0, (groups, -1)).transpose(1, 2).reshape(shape)
+
+
+def _unpadded(module: nn.Module) -> bool:
+    padding = getattr(module, "padding", 0)
+    if isinstance(padding, str):
+        return padding == "valid"
+    return all(size == 0 for size in (padding if isinstance(padding, Sequence) else (padding,)))
+
+
+def _reader(model: nn.Module, module: nn.Module, site: Site) -> nn.Module:
+    """The linear layer that reads what a module of a Sequential puts out, nothing in between."""
+    parent = find_module(model, site.path.rpartition(".")[0])
+    following = []
+    if isinstance(parent, nn.Sequential) and site.path:
+        names = list(parent._modules)
+        following = [parent._modules[name] for name in names[names.index(site.path.rpartition(".")[2]) + 1 :]]
+    reader = next((layer for layer in following if not isinstance(layer, nn.Identity)), None)
+    if reader is None or _layout(reader) is None or isinstance(reader, nn.Embedding):
+        raise _refusal(site, f"what a {type(module).__name__} puts out does not go straight into a linear layer")
+    return reader
+
+
+def _flat(site: Site, gain: Tensor, bias: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Gain and offset of each number that the layer reads or puts out, `[size]`."""
+    index = torch.arange(size)
+    place = Site(site.path, _unit_axis(site.axes), part=site.part)
+    slots, _, _ = place.view(index)
+    if slots.shape[: gain.dim()] != gain.shape:
+        raise _refusal(site, f"its {tuple(gain.shape)} numbers are not the layer's {size}")
+    flat_gain, flat_bias = torch.ones(size, dtype=gain.dtype), torch.zeros(size, dtype=gain.dtype)
+    features = slots.shape[gain.dim() :]
+    flat_gain[slots.reshape(-1)] = gain.reshape(*gain.shape, *(1 for _ in features)).expand(slots.shape).reshape(-1)
+    flat_bias[slots.reshape(-1)] = bias.reshape(*gain.shape, *(1 for _ in features)).expand(slots.shape).reshape(-1)
+    return flat_gain, flat_bias
+
+
+def _unit_axis(axes: str) -> str:
+    """The unit axis alone, e.g. `(u:4 f)` of `b t (u:4 f)`."""
+    if "(u" in axes or "u:" in axes or " u " in axes.partition("(")[2]:
+        start = axes.rindex("(")
+        return axes[start : axes.index(")", start) + 1]
+    return "u"
+
+
+def _refusal(site: Site, reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"the edit at site {site} cannot be baked: {reason}",
+        mend="keep it as an edit: edit.save, and `with edit.on(model)`",
+    )

@@ -1,0 +1,170 @@
+"""What one edit does to the values of the units it names.
+
+    scale     y = factor · x                      0 gives 0 even where x is infinite
+    clamp     y = value, or y = min(max(x, low), high)
+    replace   y = value, one number (or vector of features) per unit
+    add       y = x + amount
+    patch     y = what another run had in the same place, or in the place named
+
+With a basis B `[direction, unit]` the same happens to the coordinates z = x B⁺ along its directions, and the rest of
+the values stays: y = x + (z' - z) B. Units outside the set are out of reach of the directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from plexus.edit._numbers import Numbers
+from plexus.edit._rows import Source
+from plexus.errors import ShapeError, SiteError, UnsupportedError
+from plexus.probe._collect import Positions, layout
+from plexus.units import Neurons, Port, Site, Visit
+
+__all__ = ["NAMES", "Action", "Name", "Step"]
+
+Name = Literal["scale", "clamp", "replace", "add", "patch"]
+NAMES: tuple[Name, ...] = ("scale", "clamp", "replace", "add", "patch")
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation on one set of units.
+
+    Attributes:
+        name: the operation.
+        neurons: the units.
+        numbers: its numbers by their names (`factor`, `value`, `low`, `high`, `amount`).
+        positions: at which tokens it happens.
+        basis: per site the directions `[direction, unit]` along which it happens, or None.
+        source: per site the rows that `patch` puts in, or None.
+    """
+
+    name: Name
+    neurons: Neurons
+    numbers: Mapping[str, Numbers] = field(default_factory=dict)
+    positions: Positions = "all"
+    basis: Mapping[Site, Tensor] | None = None
+    source: Mapping[Site, Source] | None = None
+
+    def actions(self) -> list[Action]:
+        """One operation per site that has units in the set."""
+        return [Action(self, site) for site in self.neurons.sites if self.neurons.counts[site]]
+
+    def moved(self, neurons: Neurons) -> Step:
+        """The same step on other units, as many at each site; numbers given one per chosen unit go along in order."""
+        if neurons.counts != self.neurons.counts:
+            raise ShapeError(
+                "an edit moves to as many units at each site",
+                given={str(site): count for site, count in neurons.counts.items()},
+                expected={str(site): count for site, count in self.neurons.counts.items()},
+            )
+        if self.basis is not None:
+            raise UnsupportedError("an edit along directions belongs to its units and does not move")
+        return replace(self, neurons=neurons)
+
+
+class Action:
+    """A step at one site: what the hook engine runs."""
+
+    records = False
+
+    def __init__(self, step: Step, site: Site) -> None:
+        self.step, self.site = step, site
+        self.ran = self.met = False
+        self._mask = step.neurons.mask(site)
+        self._basis = None if step.basis is None else step.basis[site] * self._mask
+        self._kept: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+
+    def __call__(self, values: Tensor, visit: Visit) -> Tensor | None:
+        lead = len(visit.rows)
+        self._check_size(int(values.shape[lead]))
+        numbers = self._numbers(values)
+        mask = numbers["mask"]
+        if self._basis is not None:
+            if values.dim() != lead + 1:
+                raise UnsupportedError(f"units of site {self.site.path!r} are vectors, which have no common directions")
+            back = numbers["basis"]
+            along = values @ numbers["inverse"]
+            new = values + (self._act(along, numbers) - along) @ back
+            mask = torch.ones_like(mask)
+        elif self.step.source is not None:
+            new, here = self.step.source[self.site].put(values, visit)
+            self.ran, self.met = True, self.met or bool(here.any())
+            mask = mask & here.reshape(*here.shape, *(1 for _ in mask.shape))
+        else:
+            new = self._act(values, numbers)
+        if self.step.positions != "all":
+            here = self._here(values, visit)
+            mask = mask & here.reshape(*here.shape, *(1 for _ in mask.shape))
+        return torch.where(mask, new, values)
+
+    def port(self) -> Port:
+        """The step as a port of a recurrent layer's units."""
+        numbers = {name: number.of(self.site, self._mask) for name, number in self.step.numbers.items()}
+        if self.step.name == "patch" or self._basis is not None or self.step.positions != "all":
+            kind = "patch" if self.step.name == "patch" else "edit along directions or at chosen positions"
+            raise UnsupportedError(
+                f"a {kind} cannot act inside the loop of {self.site.path!r}",
+                mend="where='readout' in the site edits what the layer gives out and leaves its loop alone",
+            )
+        if self.step.name == "scale":
+            return Port.on(self._mask, gain=numbers["factor"])
+        if self.step.name == "add":
+            return Port.on(self._mask, bias=numbers["amount"])
+        if "value" in numbers:
+            return Port.on(self._mask, gain=0.0, bias=numbers["value"])
+        return Port.on(self._mask, low=numbers.get("low"), high=numbers.get("high"))
+
+    def _act(self, x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
+        if self.step.name == "scale":
+            factor = numbers["factor"]
+            # only what is not finite is masked, so that the factor keeps its gradient at zero
+            return factor * torch.where((factor == 0) & ~torch.isfinite(x), torch.zeros_like(x), x)
+        if self.step.name == "add":
+            return x + numbers["amount"]
+        if "value" in numbers:
+            return numbers["value"].expand_as(x)
+        low, high = numbers.get("low"), numbers.get("high")
+        x = x if low is None else torch.maximum(x, low)
+        return x if high is None else torch.minimum(x, high)
+
+    def _numbers(self, values: Tensor) -> dict[str, Tensor]:
+        """The mask and the numbers on the device and in the dtype of the values; `[unit]` or `[unit, feature]`."""
+        key = values.device, values.dtype
+        if key not in self._kept:
+            units_last = self._basis is not None or values.dim() == 0 or not self.site.has_features
+            kept = {name: n.of(self.site, self._mask).to(*key) for name, n in self.step.numbers.items()}
+            if not units_last:
+                kept = {name: n if n.dim() != 1 else n[:, None] for name, n in kept.items()}
+            kept["mask"] = self._mask.to(values.device) if units_last else self._mask.to(values.device)[:, None]
+            if self._basis is not None:
+                kept["basis"] = self._basis.to(*key)
+                kept["inverse"] = torch.linalg.pinv(self._basis.double()).to(*key)
+            if any(number.requires_grad for number in kept.values()):
+                return kept  # numbers that are being learned belong to this pass alone
+            self._kept[key] = kept
+        return self._kept[key]
+
+    def _check_size(self, units: int) -> None:
+        if units != len(self._mask):
+            raise ShapeError(
+                f"the edit was made for a site {self.site.path!r} of another size",
+                given=f"{units} units in the model",
+                expected=f"{len(self._mask)} units",
+            )
+
+    def _here(self, values: Tensor, visit: Visit) -> Tensor:
+        if "t" not in visit.rows:
+            raise SiteError(
+                f"positions={self.step.positions!r} needs tokens, and site {self.site.path!r} has none",
+                given=f"axes {', '.join(visit.rows)}",
+            )
+        lead = values.shape[: len(visit.rows)]
+        keep = layout(lead, visit, self.step.positions).keep
+        here = torch.ones(lead, dtype=torch.bool) if keep is None else keep.reshape(lead)
+        return here.to(values.device)
