@@ -154,13 +154,27 @@ def find_all(names: Sequence[str]) -> list[Entry]:
     return list(found.values())
 
 
+_imported: dict[str, tuple[str, int, int]] = {}
+
+
 def import_study_module(source: Source) -> types.ModuleType:
-    """Import the module of a study, from the library or from a file."""
-    if not source.is_file:
-        return importlib.import_module(source.module)
+    """Import the module of a study, from the library or from a file; again, where the file has changed since."""
+    stat = Path(source.path).stat()
+    state = (source.path, stat.st_size, stat.st_mtime_ns)
     loaded = sys.modules.get(source.module)
-    if loaded is not None and getattr(loaded, "__file__", None) == source.path:
+    if loaded is not None and _imported.get(source.module, state) == state:
+        _imported[source.module] = state
         return loaded
+    if source.is_file:
+        module = _execute(source)
+    else:
+        module = importlib.import_module(source.module) if loaded is None else importlib.reload(loaded)
+    _imported[source.module] = state
+    return module
+
+
+def _execute(source: Source) -> types.ModuleType:
+    """Import a file of the user's own, as a module of `local_studies`."""
     package = sys.modules.setdefault(USER_PACKAGE, types.ModuleType(USER_PACKAGE))
     package.__path__ = []
     folder = str(Path(source.path).parent)
