@@ -19,7 +19,7 @@ from plexus.edit._edit import Edit
 from plexus.edit._step import Step
 from plexus.errors import DtypeError, UnsupportedError
 from plexus.units import Site
-from plexus.units._paths import find_module, refuse_compiled
+from plexus.units._paths import find_module, has_loop, refuse_compiled
 
 __all__ = ["Baked", "bake"]
 
@@ -59,8 +59,8 @@ def bake(model: nn.Module, edit: Edit, *, anyway: bool = False) -> Baked:
     """Write an edit into the weights of a model, for good: afterwards the model does what it did under the edit.
 
     Possible for `scale`, `add`, `replace` and `clamp` to a value, at the input or output of a linear layer, a
-    convolution, GPT-2's transposed linear layer, an embedding or a norm, and at a module whose output goes straight into
-    one of these in a `Sequential`. All that cannot be exact is refused before anything is changed.
+    convolution, GPT-2's transposed linear layer, an embedding or a norm, and at a module whose output goes straight
+    into one of these in a `Sequential`. All that cannot be exact is refused before anything is changed.
 
     Args:
         model: changed in place.
@@ -68,8 +68,8 @@ def bake(model: nn.Module, edit: Edit, *, anyway: bool = False) -> Baked:
         anyway: also on a model of another fingerprint than the edit was made for.
 
     Raises:
-        UnsupportedError: weights are tied, shared or computed from others; something nonlinear lies between; the edit is a
-            limit, a patch, or for some tokens or calls only.
+        UnsupportedError: weights are tied, shared or computed from others; something nonlinear lies between; the edit
+            is a limit, a patch, inside a loop, or for some tokens or calls only.
 
     Example:
         >>> from plexus import edit
@@ -137,10 +137,12 @@ def _changes(
     module, side = find_module(model, site.path), site.at
     if site.leaf not in (None, 0):
         raise _refusal(site, "it is one of several tensors of a module")
-    if side == "output" and _layout(module) is None and not isinstance(module, (*_NORMS, nn.RMSNorm)):
-        module, side = _reader(model, module, site), "input"
     if any("lora" in name for name, _ in module.named_parameters()):
         raise _refusal(site, "the layer has an adapter; merge it first")
+    if side == "output" and site.where == "loop" and has_loop(module):
+        raise _refusal(site, "it acts inside the layer's loop")
+    if side == "output" and _layout(module) is None and not isinstance(module, (*_NORMS, nn.RMSNorm)):
+        module, side = _reader(model, module, site), "input"
     weights = _Weights(model, module, site, pending)
     if side == "input":
         return _read(weights, *_flat(site, gain, bias, _inputs(module)))
@@ -240,12 +242,13 @@ def _outputs(module: nn.Module) -> int:
 def _by_input(module: nn.Module, weight: Tensor) -> Tensor:
     """The weight as `[group, out, in, …]`."""
     groups = int(getattr(module, "groups", 1))
-    split = weight.unflatten(0, (groups, -1))
+    split: Tensor = weight.reshape(groups, -1, *weight.shape[1:])
     return split.transpose(1, 2) if _layout(module) == "in out" else split
 
 
 def _from_input(module: nn.Module, matrix: Tensor, shape: torch.Size) -> Tensor:
-    return (matrix.transpose(1, 2) if _layout(module) == "in out" else matrix).reshape(shape)
+    matrix = matrix.transpose(1, 2) if _layout(module) == "in out" else matrix
+    return matrix.reshape(shape)
 
 
 def _by_output(module: nn.Module, weight: Tensor) -> Tensor:
@@ -253,14 +256,14 @@ def _by_output(module: nn.Module, weight: Tensor) -> Tensor:
     if _layout(module) != "in out":
         return weight
     groups = int(getattr(module, "groups", 1))
-    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
 def _from_output(module: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
     if _layout(module) != "in out":
         return rows
     groups = int(getattr(module, "groups", 1))
-    return rows.unflatten(0, (groups, -1)).transpose(1, 2).reshape(shape)
+    return rows.reshape(groups, -1, *rows.shape[1:]).transpose(1, 2).reshape(shape)
 
 
 def _unpadded(module: nn.Module) -> bool:
@@ -286,7 +289,7 @@ def _reader(model: nn.Module, module: nn.Module, site: Site) -> nn.Module:
 def _flat(site: Site, gain: Tensor, bias: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Gain and offset of each number that the layer reads or puts out, `[size]`."""
     index = torch.arange(size)
-    place = Site(site.path, _unit_axis(site.axes), part=site.part)
+    place = Site(site.path, site.unit_axis, part=site.part)
     slots, _, _ = place.view(index)
     if slots.shape[: gain.dim()] != gain.shape:
         raise _refusal(site, f"its {tuple(gain.shape)} numbers are not the layer's {size}")
@@ -295,14 +298,6 @@ def _flat(site: Site, gain: Tensor, bias: Tensor, size: int) -> tuple[Tensor, Te
     flat_gain[slots.reshape(-1)] = gain.reshape(*gain.shape, *(1 for _ in features)).expand(slots.shape).reshape(-1)
     flat_bias[slots.reshape(-1)] = bias.reshape(*gain.shape, *(1 for _ in features)).expand(slots.shape).reshape(-1)
     return flat_gain, flat_bias
-
-
-def _unit_axis(axes: str) -> str:
-    """The unit axis alone, e.g. `(u:4 f)` of `b t (u:4 f)`."""
-    if "(u" in axes or "u:" in axes or " u " in axes.partition("(")[2]:
-        start = axes.rindex("(")
-        return axes[start : axes.index(")", start) + 1]
-    return "u"
 
 
 def _refusal(site: Site, reason: str) -> UnsupportedError:

@@ -20,7 +20,7 @@ from torch import nn
 
 from plexus.errors import SiteError, SiteNotReached, UnsupportedError
 from plexus.units._dispatch import Engine, Entry, LoopOperation, Operation, entries_of, running
-from plexus.units._paths import find_module, read_only, refuse_compiled
+from plexus.units._paths import find_module, has_loop, read_only, refuse_compiled
 from plexus.units._port import Port
 from plexus.units._rnn import check_rnn
 
@@ -93,14 +93,9 @@ def _entry(engine: Engine, operation: Operation) -> Entry:
         reason = read_only(module, site)
         if reason is not None:
             raise SiteError(f"the value at site {site.path!r} cannot be edited: {reason}", given=str(site))
-        if site.where == "loop" and site.at == "output" and site.leaf in (None, 0) and _has_loop(module):
+        if site.where == "loop" and site.at == "output" and site.leaf in (None, 0) and has_loop(module):
             port = _port(operation, module)
     return Entry(next(_order), engine, operation, module, port)
-
-
-def _has_loop(module: nn.Module) -> bool:
-    ours = hasattr(module, "port") and isinstance(getattr(module, "axes", None), str)
-    return ours or isinstance(module, nn.RNNBase)
 
 
 def _port(operation: Operation, module: nn.Module) -> Port:

@@ -9,7 +9,7 @@ from torch import nn
 from plexus.errors import UnknownNameError, UnsupportedError
 from plexus.units._site import Site
 
-__all__ = ["find_module", "read_only", "refuse_compiled", "unwrap", "walk"]
+__all__ = ["find_module", "has_loop", "read_only", "refuse_compiled", "unwrap", "walk"]
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -68,6 +68,12 @@ def read_only(module: nn.Module, site: Site) -> str | None:
         if foreign or isinstance(module, nn.MultiheadAttention):
             return "attention weights are returned for show, after they were used"
     return None
+
+
+def has_loop(module: nn.Module) -> bool:
+    """Whether the units of a layer are read by its own next step, so that editing them means editing its loop."""
+    ours = hasattr(module, "port") and isinstance(getattr(module, "axes", None), str)
+    return ours or isinstance(module, nn.RNNBase)
 
 
 def _inner(module: nn.Module) -> nn.Module | None:

@@ -212,6 +212,17 @@ class Site:
         return int(values.shape[len(rows)])
 
     @property
+    def unit_axis(self) -> str:
+        """The part of the axes that holds the units.
+
+        Example:
+            >>> Site("attention", "b t (u:4 f)").unit_axis
+            '(u:4 f)'
+        """
+        words = _TOKEN.findall(self.axes)
+        return next(word for word, axis in zip(words, _parse(self.axes), strict=True) if axis.holds_units)
+
+    @property
     def has_features(self) -> bool:
         """Whether each unit holds a vector of features instead of one number."""
         return any(factor.name == "f" for axis in _parse(self.axes) for factor in axis.factors)
