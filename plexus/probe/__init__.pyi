@@ -16,3 +16,6 @@ from ._dynamics import neuronal_entropy as neuronal_entropy
 from ._dynamics import spectral_radius as spectral_radius
 from ._record import record as record
 from ._record import stream as stream
+from ._health import Health as Health
+from ._health import LayerHealth as LayerHealth
+from ._health import health as health

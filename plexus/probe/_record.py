@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -29,10 +29,11 @@ from plexus.errors import (
     UnsupportedError,
 )
 from plexus.probe._batches import Forward, each_batch, labels_in, run, sample_counts
-from plexus.probe._collect import POSITIONS, Collector, Layout, Positions, layout
+from plexus.probe._collect import POSITIONS, Collector, Positions
 from plexus.probe._progress import length, tracked
 from plexus.probe._quiet import quiet
-from plexus.units import Recording, Site, Table, Visit, attach, fingerprint
+from plexus.probe._taps import Look, Slope
+from plexus.units import Recording, Site, Table, attach, fingerprint
 from plexus.units._recording import Labels, check_labels
 from plexus.units._rows import How
 from plexus.units._shards import Shards, ShardWriter
@@ -218,9 +219,10 @@ class _Session:
     def __init__(self, model: nn.Module, options: Options) -> None:
         self.model, self.options = model, options
         self.collector = options.collector()
-        places = options.sites, options.positions, self.collector
-        self.slopes = [] if options.grad is None else [_Slope(site, *places[1:]) for site in places[0]]
-        looks = [_Look(site, *places[1:]) for site in places[0]] if options.grad is None else []
+        self.slopes = [] if options.grad is None else [Slope(site, options.positions) for site in options.sites]
+        looks = (
+            [Look(site, options.positions, self.collector) for site in options.sites] if options.grad is None else []
+        )
         self.attached = attach(model, [*self.slopes, *looks])
 
     def __enter__(self) -> _Session:
@@ -264,44 +266,6 @@ class _Session:
             slopes = torch.autograd.grad(loss.reshape(()), inputs, allow_unused=True) if inputs else []
         for (site, value, visit, rows), slope in zip(taken, slopes, strict=True):
             self.collector.add(site, torch.zeros_like(value) if slope is None else slope, visit, rows)
-
-
-class _Look:
-    """Records values."""
-
-    records = True
-
-    def __init__(self, site: Site, positions: Positions, collector: Collector) -> None:
-        self.site, self.positions, self.collector = site, positions, collector
-
-    def __call__(self, values: Tensor, visit: Visit) -> None:
-        if not visit.recomputing:
-            rows = layout(values.shape[: len(visit.rows)], visit, self.positions)
-            self.collector.add(self.site, values, visit, rows)
-
-
-class _Slope:
-    """Passes values through and remembers them, so that a loss can be differentiated by them."""
-
-    records = False
-
-    def __init__(self, site: Site, positions: Positions, collector: Collector) -> None:
-        # an edit that changes nothing at the read-out sees the very values that the loop gave
-        self.site, self._key, self.positions = replace(site, where="readout"), site, positions
-        self._taken: list[tuple[Site, Tensor, Visit, Layout]] = []
-
-    def __call__(self, values: Tensor, visit: Visit) -> Tensor | None:
-        if visit.recomputing:
-            return None
-        value = values if values.requires_grad else values.detach().requires_grad_()
-        rows = layout(values.shape[: len(visit.rows)], visit, self.positions)
-        self._taken.append((self._key, value, visit, rows))
-        return value.clone()
-
-    def taken(self) -> list[tuple[Site, Tensor, Visit, Layout]]:
-        """What passed since the last time, and forget it."""
-        taken, self._taken = self._taken, []
-        return taken
 
 
 class _Store:
