@@ -1,5 +1,8 @@
 from ._fixed_point import FixedPoint as FixedPoint
 from ._fixed_point import fixed_point as fixed_point
+from ._orientation_ring import OrientationRing as OrientationRing
+from ._orientation_ring import orientation_ring as orientation_ring
+from ._recurrent_autoencoder import RecurrentAutoencoder as RecurrentAutoencoder
 from ._recurrent_rate import RateState as RateState
 from ._recurrent_rate import RecurrentRate as RecurrentRate
 from ._recurrent_rate import spectral_abscissa as spectral_abscissa

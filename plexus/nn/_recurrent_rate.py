@@ -175,13 +175,9 @@ class RecurrentRate(nn.Module):
         if self.activation is None and self.port is None:
             self._require_stable(gain)
             return self._linear(drive, gain)
-        # A step below dt/τ = 1 keeps networks with strong inhibition, whose plain iteration oscillates, convergent.
+        # Anderson's least squares also settle networks with strong inhibition, whose plain iteration oscillates.
         found = fixed_point(
-            lambda r: self._target(self._emit(r), drive, gain),
-            torch.zeros_like(drive),
-            tol=tol,
-            max_steps=max_steps,
-            damping=0.5,
+            lambda r: self._target(self._emit(r), drive, gain), torch.zeros_like(drive), tol=tol, max_steps=max_steps
         )
         return self._emit(found.value)
 

@@ -2,6 +2,8 @@ from ._gain_attach import GainAttachment as GainAttachment
 from ._gain_attach import attach_gain_control as attach_gain_control
 from ._gain_control import GainControl as GainControl
 from ._gain_control import linear_reader as linear_reader
+from ._gain_rules import divisive_gain as divisive_gain
+from ._gain_rules import uniform_gain as uniform_gain
 from ._inhibitory import Adaptation as Adaptation
 from ._inhibitory import ChaoticReservoirError as ChaoticReservoirError
 from ._inhibitory import ChaoticReservoirWarning as ChaoticReservoirWarning

@@ -88,6 +88,7 @@ class GainControl(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
         self.register_buffer("direction", torch.zeros(units))
         self.register_buffer("gradient", torch.zeros(units))
+        self._kept: tuple[Tensor, tuple[int, torch.dtype, torch.device], Tensor] | None = None
 
     def extra_repr(self) -> str:
         return f"{self.units}, alpha={self.alpha}, gamma={self.gamma}, positive={self.positive}, memory={self.memory}"
@@ -220,6 +221,7 @@ class GainControl(nn.Module):
         target: Tensor | None = None,
         max_steps: int = 500,
         tol: float = 1e-10,
+        state_tol: float | None = None,
     ) -> Tensor:
         """Minimise the same loss for any `RecurrentRate`, also with an activation, through its steady state.
 
@@ -232,7 +234,7 @@ class GainControl(nn.Module):
             reader: fixed linear reader `[output, unit]`, target ≈ rates @ readerᵀ (default: `network.reader()`). Fit
                 it once (`linear_reader`), and pass the same one in every context.
             target: what the reader should give, `[stimulus, output]` (default: the drive).
-            max_steps: most iterations. tol: accepted relative change of the loss.
+            max_steps: most iterations. tol: accepted relative change of the loss. state_tol: that of the steady state.
 
         Raises:
             RangeError: the minimiser stopped without converging, besides what `solve` raises.
@@ -251,7 +253,7 @@ class GainControl(nn.Module):
             )
 
         def loss_of(gain: Tensor) -> Tensor:
-            rates = network.steady_state(drive, gain=gain)
+            rates = network.steady_state(drive, gain=gain, tol=state_tol)
             error = (target - rates @ reader.T).square().sum(-1)
             return share @ (error + self.alpha * rates.square().sum(-1)) + self.gamma * (gain - 1).square().sum()
 
@@ -327,12 +329,21 @@ class GainControl(nn.Module):
             )
         if weight.shape != (self.units, self.units):
             raise ShapeError("the weights do not fit", given=tuple(weight.shape), expected=(self.units, self.units))
-        abscissa = spectral_abscissa(weight)
-        if not abscissa < 1:
-            raise RangeError("the recurrent weights are unstable", given=abscissa, expected="spectral abscissa below 1")
-        eye = torch.eye(self.units, dtype=dtype, device=moment.device)
-        gram = torch.linalg.inv(eye - weight.to(moment))
-        return diagonal.diag() + self.alpha * (gram.T @ gram) * moment + self.gamma * eye, vector
+        return torch.diag(diagonal + self.gamma) + self.alpha * self._spread(weight, moment) * moment, vector
+
+    def _spread(self, weight: Tensor, like: Tensor) -> Tensor:
+        """AᵀA, how the activity of one unit spreads; kept while the weights stay the same."""
+        key = weight._version, like.dtype, like.device
+        if self._kept is None or self._kept[0] is not weight or self._kept[1] != key:
+            abscissa = spectral_abscissa(weight)
+            if not abscissa < 1:
+                raise RangeError(
+                    "the recurrent weights are unstable", given=abscissa, expected="a spectral abscissa below 1"
+                )
+            eye = torch.eye(self.units, dtype=like.dtype, device=like.device)
+            response = torch.linalg.inv(eye - weight.detach().to(like))
+            self._kept = weight, key, response.T @ response
+        return self._kept[2]
 
     def _minimum(self, matrix: Tensor, vector: Tensor) -> Tensor:
         if matrix.dim() == 1:
