@@ -166,8 +166,8 @@ def lorenz(
 ) -> Series:
     """One-step forecast of the Lorenz system: three features, each of zero mean and unit variance.
 
-    Integrated by fourth-order Runge–Kutta with step `sample / substeps`. The largest Lyapunov exponent is 0.906 per unit
-    of time (`LORENZ_EXPONENT`), so one Lyapunov time is about 1.10 / `sample` samples.
+    Integrated by fourth-order Runge–Kutta with step `sample / substeps`. The largest Lyapunov exponent is 0.906 per
+    unit of time (`LORENZ_EXPONENT`), so one Lyapunov time is about 1.10 / `sample` samples.
 
     Example:
         >>> lorenz(50, generator=torch.Generator().manual_seed(0)).u.shape

@@ -14,6 +14,7 @@ from ._dynamics import jacobian_radius as jacobian_radius
 from ._dynamics import memory_capacity as memory_capacity
 from ._dynamics import neuronal_entropy as neuronal_entropy
 from ._dynamics import spectral_radius as spectral_radius
+from ._dynamics import valid_time as valid_time
 from ._record import record as record
 from ._record import stream as stream
 from ._health import Health as Health

@@ -196,6 +196,24 @@ def _slope(distance: Tensor, floor: float) -> float:
     return float((centred * (logs - logs.mean())).sum() / centred.square().sum())
 
 
+def valid_time(made: Tensor, truth: Tensor, *, tolerance: float = 0.4) -> Tensor:
+    """Steps for which a forecast stays within `tolerance` of the truth, in units of the truth's spread, `[batch]`.
+
+    Args:
+        made, truth: `[time, batch, feature]`. A forecast that never leaves counts all its steps.
+
+    Example:
+        >>> truth = torch.tensor([1.0, -1.0, 1.0, -1.0]).reshape(4, 1, 1)
+        >>> valid_time(truth + torch.tensor([0.0, 0.3, 0.5, 0.0]).reshape(4, 1, 1), truth)
+        tensor([2])
+    """
+    if made.shape != truth.shape or truth.dim() != 3:
+        raise ShapeError("forecast and truth do not line up", given=(tuple(made.shape), tuple(truth.shape)))
+    spread = truth.var((0, 1), correction=0).sum().sqrt()
+    off = ~((made - truth).square().sum(-1).sqrt() <= tolerance * spread)  # NaN is off
+    return torch.where(off.any(0), off.int().argmax(0), len(off))
+
+
 def spectral_radius(matrix: Tensor) -> Tensor:
     """Largest modulus of an eigenvalue, of `[…, unit, unit]`.
 

@@ -255,3 +255,15 @@ def test_units_without_inhibition_are_listed() -> None:
     weight[0, 2] = weight[1, 2] = -1.0
     with pytest.raises(RangeError, match="units \\[2\\]"):
         InhibitoryHomeostasis(EchoState.from_weights(weight, torch.ones(3, 1)))
+
+
+def test_units_without_inhibition_may_be_skipped() -> None:
+    weight = torch.zeros(3, 3, dtype=torch.float64)
+    weight[0, 2] = weight[1, 2] = -1.0
+    cell = EchoState.from_weights(weight, torch.ones(3, 1, dtype=torch.float64))
+    home = InhibitoryHomeostasis(cell, 0.5, unreachable="skip", tolerance=0.0)
+    assert home.bare == (2,)
+    assert float(home.one_shot()[2]) == 1.0
+    home.run(noise(200))
+    assert torch.all(cell.weight[2] == 0)
+    assert torch.isfinite(cell.weight).all()

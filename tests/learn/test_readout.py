@@ -175,3 +175,11 @@ def test_bad_input(error, call) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(error) as caught:
         call(*problem(0, 20, 3, 1))
     assert isinstance(caught.value, PlexusError)
+
+
+def test_held_out_errors_are_those_that_fit_chooses_by() -> None:
+    x, y = problem(9, 80, 30, 2)
+    readout = RidgeReadout((1e-3, 1.0, 1e3))
+    errors = readout.held_out_errors(x, y)
+    assert not hasattr(readout, "coef_")
+    assert np.array_equal(errors, readout.fit(x, y).path_errors_)

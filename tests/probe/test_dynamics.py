@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from plexus.errors import RangeError, ShapeError
 from plexus.nn.reservoirs import EchoState, EchoStateState
-from plexus.probe import echo_state, jacobian_radius, memory_capacity, neuronal_entropy, spectral_radius
+from plexus.probe import echo_state, jacobian_radius, memory_capacity, neuronal_entropy, spectral_radius, valid_time
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -153,3 +153,15 @@ def test_the_check_moves_no_weight_and_needs_no_gradient() -> None:
     echo_state(CELL, white(50)[:, None, None], generator=generator())
     assert torch.equal(CELL.weight, before)
     assert isinstance(CELL.initial_state(2), EchoStateState)
+
+
+def test_valid_time_ends_at_the_first_step_out_of_tolerance() -> None:
+    truth = torch.randn(50, 4, 3, generator=generator(), dtype=torch.float64)
+    spread = truth.var((0, 1), correction=0).sum().sqrt()
+    made = truth.clone()
+    made[7:, 1, 0] += 0.5 * spread
+    made[9, 2, 1] = float("nan")
+    made[0, 3] += 0.3 * spread / 3**0.5
+    assert valid_time(made, truth).tolist() == [50, 7, 9, 50]
+    with pytest.raises(ShapeError):
+        valid_time(made[1:], truth)

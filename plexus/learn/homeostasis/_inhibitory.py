@@ -70,6 +70,7 @@ class InhibitoryHomeostasis:
         max_steps: when to give up.
         smoothing: share of the past in the low-pass filter of the output, in [0, 1); 0 for rates, 0.95 for spikes.
         weight: name of the module's weight.
+        unreachable: units that receive no such synapse and cannot adapt: `raise`, or `skip` (they are in `bare`).
 
     Raises:
         RangeError: targets outside (0, 1), a column of the weight with both signs, or units without a synapse that
@@ -98,9 +99,12 @@ class InhibitoryHomeostasis:
         max_steps: int = 1500,
         smoothing: float = 0.0,
         weight: str = "weight",
+        unreachable: Literal["raise", "skip"] = "raise",
     ) -> None:
         if synapses not in ("inhibitory", "excitatory"):
             raise UnknownNameError.among("kind of synapses", synapses, ("inhibitory", "excitatory"))
+        if unreachable not in ("raise", "skip"):
+            raise UnknownNameError.among("way to meet units without synapses", unreachable, ("raise", "skip"))
         for name, value, good in (
             ("lr", lr, lr > 0),
             ("tolerance", tolerance, tolerance >= 0),
@@ -121,12 +125,13 @@ class InhibitoryHomeostasis:
         existing = mask if isinstance(mask, Tensor) and mask.shape == w.shape else w != 0
         self.plastic = existing.bool() & (self.signs == (-1.0 if synapses == "inhibitory" else 1.0))
         self._kind = synapses
-        bare = (~self.plastic.any(1)).nonzero().flatten().tolist()
-        if bare:
+        self.bare = tuple((~self.plastic.any(1)).nonzero().flatten().tolist())
+        """Units that receive no plastic synapse."""
+        if self.bare and unreachable == "raise":
             raise RangeError(
-                f"{len(bare)} of {len(w)} units receive no {synapses} synapse and cannot adapt",
-                given=f"units {bare[:20]}{' …' if len(bare) > 20 else ''}",
-                mend="raise the density or the share of such units",
+                f"{len(self.bare)} of {len(w)} units receive no {synapses} synapse and cannot adapt",
+                given=f"units {list(self.bare[:20])}{' …' if len(self.bare) > 20 else ''}",
+                mend="raise the density or the share of such units, or pass unreachable='skip'",
             )
         self.targets = self._targets(target, spread, generator)
         self.rate_error = float("nan")
@@ -283,7 +288,7 @@ class InhibitoryHomeostasis:
             mean_input: mean of the input, `[feature]` (default zero).
 
         Returns:
-            The factor by which the inhibition of each unit was scaled, `[unit]`.
+            The factor by which the inhibition of each unit was scaled, `[unit]`; 1 for a unit that receives none.
 
         Raises:
             UnsupportedError: not an `EchoState` of sigmoid units, or not for its inhibition.
@@ -296,11 +301,12 @@ class InhibitoryHomeostasis:
         inhibition = -torch.where(self.plastic, w, torch.zeros_like(w))
         excitation = w + inhibition
         received = inhibition @ self.targets
-        bare = (received <= 0).nonzero().flatten().tolist()
-        if bare:
-            raise RangeError("the inhibition of some units is zero and cannot be scaled", given=f"units {bare[:20]}")
+        reached = self.plastic.any(1)
+        zero = (reached & (received <= 0)).nonzero().flatten().tolist()
+        if zero:
+            raise RangeError("the inhibition of some units is zero and cannot be scaled", given=f"units {zero[:20]}")
         outside = module.bias if mean_input is None else module.bias + module.input_weight @ mean_input.to(w)
         wanted = (excitation @ self.targets + outside - torch.logit(self.targets)).clamp(min=0)
-        factor = wanted / received
+        factor = torch.where(reached, wanted / received, torch.ones_like(wanted))
         self._store(excitation - factor.unsqueeze(1) * inhibition)
         return factor

@@ -84,8 +84,8 @@ class Readout:
                 f"this {type(self).__name__} is not fitted yet", mend="call fit(X, y) first"
             )
 
-    def _rows(self, values: Any, *, fitting: bool) -> Floats:
-        """X as float64 `[row, feature]`, checked."""
+    def _rows(self, values: Any, *, fitting: bool | None = None) -> Floats:
+        """X as float64 `[row, feature]`, checked, when fitting, predicting or (None) neither."""
         if hasattr(values, "tocsr") or type(values).__module__.startswith("scipy.sparse"):
             raise TypeError("sparse input is not supported by a readout; pass a dense array (X.toarray())")
         names = _column_names(values)
@@ -116,7 +116,7 @@ class Readout:
                 self.feature_names_in_ = names
             elif hasattr(self, "feature_names_in_"):
                 del self.feature_names_in_
-        elif x.shape[1] != self.n_features_in_:
+        elif fitting is False and x.shape[1] != self.n_features_in_:
             raise ShapeError(
                 f"X has {x.shape[1]} features, but {name} is expecting {self.n_features_in_} features as input"
             )
