@@ -7,6 +7,7 @@ whose backward is still to come when an edit is left is an error.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import weakref
 from typing import Any
@@ -42,6 +43,7 @@ def _frame_of(pack: Any) -> Any | None:
     """The record of the part, from the hook by which the checkpoint without reentry replaces saved tensors."""
     if getattr(pack, "__module__", None) != "torch.utils.checkpoint":
         return None
+    pack = inspect.unwrap(pack)
     cells = dict(zip(pack.__code__.co_freevars, pack.__closure__ or (), strict=True))
     if "frame" in cells:
         return cells["frame"].cell_contents

@@ -151,6 +151,8 @@ def _put(value: Any, key: Any, new: Any) -> Any:
         return value._replace(**{key if isinstance(key, str) else value._fields[key]: new})
     if isinstance(value, tuple | list):
         items = list(value)
+        if isinstance(key, str):  # torch's named results
+            key = next(index for index, item in enumerate(items) if item is getattr(value, key))
         items[key] = new
         return type(value)(items)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

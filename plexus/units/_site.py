@@ -220,7 +220,7 @@ class Site:
             '(u:4 f)'
         """
         words = _TOKEN.findall(self.axes)
-        return next(word for word, axis in zip(words, _parse(self.axes), strict=True) if axis.holds_units)
+        return str(next(word for word, axis in zip(words, _parse(self.axes), strict=True) if axis.holds_units))
 
     @property
     def has_features(self) -> bool:
