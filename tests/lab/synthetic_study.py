@@ -26,7 +26,6 @@ class Config:
     dies: int = -1
     dies_once: int = -1
     marks: str = ""
-    late: bool = False
     tuned: tuple[int, ...] = (0,)
 
 
@@ -68,8 +67,6 @@ class Synthetic(Study):
         assert prepared["list"] == [seed], "another arm changed what was prepared"
         prepared["list"].append("changed")
         prepared["weight"].zero_()
-        if config.late:
-            import tests_late_module  # noqa: F401
         deadline = time.monotonic() + config.wait
         while time.monotonic() < deadline:
             time.sleep(0.02)
@@ -80,12 +77,15 @@ class Synthetic(Study):
         if seed == config.dies_once and not Path(config.marks, "died").exists():
             Path(config.marks, "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        noise = random.random() + np.random.rand() + torch.rand(()).item()
+        noise = random.random() + np.random.rand() + torch.rand(()).item()  # noqa: NPY002 — the global one, on purpose
         score = config.effect + 0.01 * noise
         self._mark(config, f"end-{config.effect:g}-{seed}")
         print("noise on stdout")
         return Outcome(
-            {"score": float("nan") if seed == config.nan and config.effect else score, "tuned": float(sum(config.tuned))},
+            {
+                "score": float("nan") if seed == config.nan and config.effect else score,
+                "tuned": float(sum(config.tuned)),
+            },
             {"noise": np.array([noise])},
         )
 

@@ -103,7 +103,7 @@ def test_modules_loaded_while_running_become_part_of_the_key(tmp_path):
     assert counts(file, store) == (2, 0)
 
 
-DRIVER = '''
+DRIVER = """
 import json, os, sys
 from pathlib import Path
 from plexus.lab._catalogue import find
@@ -136,7 +136,7 @@ answers["cli"] = edit("cli.py", "def main(", "MORE = 1\\n\\ndef main(")
 answers["unrelated"] = edit("data/_unrelated.py", "1", "2")
 answers["imported"] = edit("data/_toy_data.py", "1", "2")
 print(json.dumps(answers))
-'''
+"""
 
 
 def test_which_modules_of_the_library_count(tmp_path):

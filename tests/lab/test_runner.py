@@ -24,14 +24,26 @@ FILE = Path(__file__).with_name("synthetic_study.py")
 PATIENCE = 120.0
 
 
-def run(store, seeds=(0, 1), jobs=2, **overrides):
+def run(store, seeds=(0, 1), jobs=1, **overrides):
     (entry,) = find(str(FILE))
     return run_study(entry, scale="smoke", seeds=seeds, jobs=jobs, store=Store(store), overrides=overrides)
 
 
 def command(store, *arguments):
     code = "from plexus.cli import main; main()"
-    line = [sys.executable, "-c", code, "run", str(FILE), "--scale", "smoke", "--store", str(store), "--json", *arguments]
+    line = [
+        sys.executable,
+        "-c",
+        code,
+        "run",
+        str(FILE),
+        "--scale",
+        "smoke",
+        "--store",
+        str(store),
+        "--json",
+        *arguments,
+    ]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -47,25 +59,25 @@ def times(marks, name):
     return len(path.read_text()) if path.exists() else 0
 
 
-def test_a_run_finishes_and_the_next_one_finds_it(tmp_path):
+def test_a_run_finishes_and_the_next_one_finds_it(tmp_path, store_folder):
     marks = tmp_path / "marks"
     marks.mkdir()
-    first = run(tmp_path / "store", marks=str(marks))
+    first = run(store_folder, marks=str(marks))
     assert (first.ran, first.found, first.broken) == (4, 0, [])
     assert times(marks, "prepare-0") == times(marks, "prepare-1") == times(marks, "tune") == 1
-    again = run(tmp_path / "store", marks=str(marks))
+    again = run(store_folder, marks=str(marks))
     assert (again.ran, again.found) == (0, 4)
     assert times(marks, "end-1-0") == times(marks, "tune") == 1
     for arm, seed in (("method", 0), ("ablated", 1)):
         old, new = first.trials[arm][seed].outcome, again.trials[arm][seed].outcome
         assert old.metrics == new.metrics
         np.testing.assert_array_equal(old.arrays["noise"], new.arrays["noise"])
-    more = run(tmp_path / "store", seeds=(1, 2), marks=str(marks))
+    more = run(store_folder, seeds=(1, 2), marks=str(marks))
     assert (more.ran, more.found) == (2, 2)
 
 
-def test_same_seed_same_numbers_and_arms_draw_alike(tmp_path):
-    one, two = run(tmp_path / "a", jobs=1), run(tmp_path / "b", jobs=2)
+def test_same_seed_same_numbers_and_arms_draw_alike(tmp_path, store_folder):
+    one, two = run(store_folder, jobs=1), run(tmp_path / "other", jobs=2)
     for arm in ("method", "ablated"):
         for seed in (0, 1):
             np.testing.assert_array_equal(
@@ -76,8 +88,8 @@ def test_same_seed_same_numbers_and_arms_draw_alike(tmp_path):
     assert noise["method"][0].arrays["noise"] != noise["method"][1].arrays["noise"]
 
 
-def test_tuned_settings_apply_on_top_of_the_arm(tmp_path):
-    done = run(tmp_path, seeds=(0,))
+def test_tuned_settings_apply_on_top_of_the_arm(store_folder):
+    done = run(store_folder, seeds=(0,))
     assert done.trials["method"][0].outcome.metrics["tuned"] == 3.0
     assert done.trials["ablated"][0].outcome.metrics["tuned"] == 0.0
     row = make_row(done)
@@ -85,8 +97,8 @@ def test_tuned_settings_apply_on_top_of_the_arm(tmp_path):
     assert row["arms"][0]["tuned"] == {"tuned": [1, 2]}
 
 
-def test_trials_that_raise_or_return_nan_are_reported_and_the_rest_goes_on(tmp_path):
-    done = run(tmp_path, seeds=(0, 1, 2), raises=0, nan=1)
+def test_trials_that_raise_or_return_nan_are_reported_and_the_rest_goes_on(store_folder):
+    done = run(store_folder, seeds=(0, 1, 2), raises=0, nan=1)
     assert [(item.arm, item.seed) for item in done.broken] == [("method", 0), ("method", 1)]
     raised, not_a_number = done.broken
     assert "told to raise" in raised.error
@@ -103,38 +115,42 @@ def test_trials_that_raise_or_return_nan_are_reported_and_the_rest_goes_on(tmp_p
     json.dumps(row, allow_nan=False)
 
 
-def test_a_broken_trial_runs_again_next_time(tmp_path):
+def test_a_broken_trial_runs_again_next_time(tmp_path, store_folder):
     marks = tmp_path / "marks"
     marks.mkdir()
     for count in (1, 2):
-        done = run(tmp_path / "store", seeds=(0,), raises=0, marks=str(marks))
+        done = run(store_folder, seeds=(0,), raises=0, marks=str(marks))
         assert len(done.broken) == 1
         assert times(marks, "begin-1-0") == count
         assert times(marks, "begin-0-0") == 1
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_trial_tried_once_more(tmp_path):
+def test_a_worker_that_is_killed_is_replaced_and_its_trial_tried_once_more(tmp_path, store_folder):
     marks = tmp_path / "marks"
     marks.mkdir()
-    done = run(tmp_path / "store", jobs=1, dies_once=1, marks=str(marks))
+    done = run(store_folder, jobs=1, dies_once=1, marks=str(marks))
     assert done.broken == []
     assert done.ran == 4
     assert (marks / "died").exists()
 
 
-def test_a_trial_that_kills_every_worker_is_reported_and_the_rest_goes_on(tmp_path):
-    done = run(tmp_path, seeds=(0, 1), dies=0)
+def test_a_trial_that_kills_every_worker_is_reported_and_the_rest_goes_on(store_folder):
+    done = run(store_folder, jobs=2, dies=0)
     assert [(item.arm, item.seed) for item in done.broken] == [("method", 0), ("ablated", 0)]
     assert all("SIGKILL" in item.error for item in done.broken)
     assert sorted(done.trials["method"]) == [1]
 
 
 def _workers(process):
-    return [child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
 
 
-def test_killing_the_parent_ends_its_workers_and_loses_nothing_finished(tmp_path):
-    marks, store = tmp_path / "marks", tmp_path / "store"
+def test_killing_the_parent_ends_its_workers_and_loses_nothing_finished(tmp_path, store_folder):
+    marks, store = tmp_path / "marks", store_folder
     marks.mkdir()
     process = command(store, "--seeds", "40", "--jobs", "2", "--set", "wait=0.3", "--set", f"marks={marks}")
     wait_until(lambda: len(list((store / "trials").glob("*/*.npz"))) >= 2, "two finished trials")
@@ -144,7 +160,7 @@ def test_killing_the_parent_ends_its_workers_and_loses_nothing_finished(tmp_path
     process.wait()
     process.stdout.close()
     process.stderr.close()
-    gone, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
     finished = len(list((store / "trials").glob("*/*.npz")))
     assert 2 <= finished < 80
@@ -156,8 +172,8 @@ def test_killing_the_parent_ends_its_workers_and_loses_nothing_finished(tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_stops_cleanly_and_continues_later(tmp_path, number):
-    store = tmp_path / "store"
+def test_an_interrupted_run_stops_cleanly_and_continues_later(number, store_folder):
+    store = store_folder
     process = command(store, "--seeds", "40", "--jobs", "2", "--set", "wait=0.3")
     wait_until(lambda: len(list((store / "trials").glob("*/*.npz"))) >= 2, "two finished trials")
     workers = _workers(process)
@@ -177,8 +193,8 @@ def test_an_interrupted_run_stops_cleanly_and_continues_later(tmp_path, number):
     assert done.found >= 2
 
 
-def test_two_runs_at_once_share_the_work(tmp_path):
-    marks, store = tmp_path / "marks", tmp_path / "store"
+def test_two_runs_at_once_share_the_work(tmp_path, store_folder):
+    marks, store = tmp_path / "marks", store_folder
     marks.mkdir()
     arguments = ("--seeds", "6", "--jobs", "1", "--set", "wait=0.25", "--set", f"marks={marks}")
     both = [command(store, *arguments) for _ in range(2)]
@@ -195,19 +211,19 @@ def test_two_runs_at_once_share_the_work(tmp_path):
     assert list((store / "claims").iterdir()) == []
 
 
-def test_claims_of_the_dead_do_not_block(tmp_path):
-    store = Store(tmp_path)
+def test_claims_of_the_dead_do_not_block(store_folder):
+    store = Store(store_folder)
     (entry,) = find(str(FILE))
-    process = command(tmp_path, "--seeds", "2", "--jobs", "1", "--set", "wait=30")
-    wait_until(lambda: len(list((tmp_path / "claims").glob("*"))) == 1 and _tuned(tmp_path), "a claimed trial")
+    process = command(store_folder, "--seeds", "2", "--jobs", "1", "--set", "wait=30")
+    wait_until(lambda: len(list((store_folder / "claims").glob("*"))) == 1 and _tuned(store_folder), "a claimed trial")
     process.kill()
     process.communicate()
-    assert len(list((tmp_path / "claims").glob("*"))) == 1
+    assert len(list((store_folder / "claims").glob("*"))) == 1
     overrides = {"wait": 30.0}
     done = run_study(entry, scale="smoke", seeds=(5,), jobs=1, store=store, overrides={**overrides, "wait": 0.0})
     assert done.ran == 2
-    (claim,) = [path.name for path in (tmp_path / "claims").iterdir()]
-    mine = Store(tmp_path).claims()
+    (claim,) = [path.name for path in (store_folder / "claims").iterdir()]
+    mine = Store(store_folder).claims()
     assert mine.is_stale(claim)
     assert mine.take(claim)
 

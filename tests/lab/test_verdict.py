@@ -170,7 +170,9 @@ def test_a_further_check_that_fails_leaves_it_in_part():
     assert answer.word == "holds in part"
     assert "'further' fails" in answer.reason
     assert verdict([PRIMARY, further], x=around(1.0), y=around(1.0)).word == "holds here"
-    assert verdict([PRIMARY, further, CONTROL], x=around(0.0), y=around(1.0), c=around(1.0)).word == "does not hold here"
+    assert (
+        verdict([PRIMARY, further, CONTROL], x=around(0.0), y=around(1.0), c=around(1.0)).word == "does not hold here"
+    )
 
 
 def test_further_checks_are_holm_corrected_and_the_primary_is_not():

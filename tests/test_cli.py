@@ -1,0 +1,240 @@
+"""The command, from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plexus.cli import main
+from plexus.lab._ledger import read_row, synthetic_row, write_row
+
+FILE = Path(__file__).parent / "lab" / "synthetic_study.py"
+
+
+@pytest.fixture
+def call(capsys, tmp_path, monkeypatch):
+    """Run the command here, with a store and a ledger of its own: status, stdout, stderr."""
+    monkeypatch.setenv("PLEXUS_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("PLEXUS_LEDGER", str(tmp_path / "ledger"))
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run
+
+
+def test_help_and_list_start_without_torch():
+    code = (
+        "import sys\nfrom plexus.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    for arguments in (["--help"], ["list", "--json"], ["run", "--help"]):
+        answer = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert answer.stderr.strip().splitlines()[-1] == "False"
+        assert answer.stdout
+
+
+def test_run_prints_verdicts_and_nothing_else_as_json(call):
+    status, out, err = call("run", FILE, "--scale", "smoke", "--seeds", 3, "--jobs", 1, "--json")
+    assert status == 0
+    (row,) = json.loads(out)
+    assert row["slug"] == "synthetic-study"
+    assert row["seeds"] == [0, 1, 2]
+    assert row["verdicts"]["mechanism"]["word"] == "holds here"
+    assert "6 trials" in err
+    status, out, err = call("run", FILE, "--scale", "smoke", "--seeds", 3)
+    assert status == 0
+    assert "holds here" in out
+    assert "6 of them already in the store" in err
+
+
+def test_json_on_stdout_is_json_alone_from_outside(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "plexus.cli",
+        "run",
+        str(FILE),
+        "--scale",
+        "smoke",
+        "--seeds",
+        "1",
+        "--jobs",
+        "1",
+        "--json",
+    ]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PLEXUS_STORE": str(tmp_path)}, check=True
+    )
+    assert len(json.loads(answer.stdout)) == 1
+    assert "noise on stdout" in answer.stderr
+
+
+def test_a_broken_trial_gives_three_and_its_traceback(call):
+    status, out, err = call("run", FILE, "--scale", "smoke", "--seeds", 1, "--jobs", 1, "--set", "raises=0")
+    assert status == 3
+    assert "undecided" in out
+    assert 'raise ValueError("told to raise")' in err
+
+
+def test_a_study_that_cannot_run_does_not_stop_the_others(call, tmp_path):
+    faulty = tmp_path / "cannot_import.py"
+    faulty.write_text("from plexus.lab import study, Study\n@study\nclass Faulty(Study):\n    '''Faulty.'''\n")
+    status, _, err = call("run", faulty, "--scale", "smoke")
+    assert status == 2
+    assert "declares no `paper`" in err
+
+
+BAD = [
+    (["run", "no-such-study-at-all"], "no study"),
+    (["run", "{file}", "--seeds", "many"], "integer"),
+    (["run", "{file}", "--seeds", "0"], "--seeds"),
+    (["run", "{file}", "--first-seed", "1.5"], "integer"),
+    (["run", "{file}", "--jobs", "0"], "--jobs"),
+    (["run", "{file}", "--scale", "huge"], "no scale 'huge'"),
+    (["run", "{file}", "--set", "efect=1"], "did you mean 'effect'"),
+    (["run", "{file}", "--set", "effect=much"], "another type"),
+    (["run", "{file}", "--set", "effect"], "name=value"),
+    (["run", "{file}", "--store", "{blocked}/store"], "cannot be written"),
+    (["run", "{file}", "--confirm", "--seeds", "3"], "--confirm fixes"),
+    (["run"], "NAME"),
+    (["verify", "{file}"], "no row of 'synthetic-study'"),
+    (["show", "no-such-study-at-all"], "no study"),
+    (["list", "--family", "nothing"], "no family"),
+    (["report", "--out", "{blocked}/report.html"], "cannot be written"),
+    (["report", "--out", "{folder}"], "is a folder"),
+    (["bench", "no-such-benchmark"], "no benchmark"),
+    (["cite", "no-such-study-at-all"], "no study"),
+    (["frobnicate"], "frobnicate"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_usage_gives_two_and_says_why(call, tmp_path, arguments, message):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("")
+    places = {"file": FILE, "blocked": blocked, "folder": tmp_path}
+    status, out, err = call(*(argument.format(**places) for argument in arguments))
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (tmp_path / "ledger").exists()
+    assert not (tmp_path / "store" / "trials").exists()
+
+
+def git(folder, *arguments):
+    subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True)
+
+
+def test_confirm_writes_the_ledger_and_verify_compares_with_it(call, tmp_path):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    study = folder / "confirmed_study.py"
+    study.write_text(FILE.read_text())
+    status, _, err = call("run", study, "--confirm")
+    assert status == 2
+    assert "not tracked by git" in err
+    git(folder, "init", "-q")
+    for name, value in (("user.name", "A"), ("user.email", "a@example.org"), ("commit.gpgsign", "false")):
+        git(folder, "config", name, value)
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "a study")
+
+    status, _, err = call("run", study, "--confirm", "--jobs", 2)
+    assert status == 0, err
+    path = tmp_path / "ledger" / "confirmed-study.json"
+    row = read_row(path)
+    assert row["confirming"] is True
+    assert row["frozen"]["commit"] == row["commit"]
+    assert row["clean"] is True
+    assert len(set(row["seeds"])) == 10
+    assert min(row["seeds"]) >= 1000
+    assert row["scale"] == "full"
+    assert [len(arm["metrics"]["score"]) for arm in row["arms"]] == [10, 10]
+    assert "repository" not in json.dumps({key: row[key] for key in row if key != "command"})
+
+    status, out, _ = call("verify", study, "--first-seed", 100, "--seeds", 3, "--json")
+    assert status == 0
+    assert json.loads(out)[0]["agrees"] is True
+    status, out, _ = call("show", study)
+    assert status == 0
+    assert "The method adds one." in out
+    assert "holds here" in out
+
+    row["verdicts"]["mechanism"]["word"] = "undecided"
+    write_row(tmp_path / "ledger", row)
+    status, out, _ = call("verify", study, "--first-seed", 100, "--seeds", 3)
+    assert status == 1
+    assert "differs" in out
+
+    study.write_text(FILE.read_text() + "\n# changed\n")
+    status, _, err = call("run", study, "--confirm")
+    assert status == 2
+    assert "differs from its committed form" in err
+
+
+def test_list_shows_every_study(call):
+    status, out, _ = call("list", "--json")
+    assert status == 0
+    entries = json.loads(out)
+    assert all({"slug", "family", "mechanism", "advantage", "state"} <= set(entry) for entry in entries)
+    assert {entry["state"] for entry in entries} <= {"not measured"}
+    assert call("list")[0] == 0
+
+
+def test_report_and_show_write_pages(call, tmp_path):
+    write_row(tmp_path / "ledger", synthetic_row("example"))
+    status, out, _ = call("report", "--out", tmp_path / "new" / "report.html", "--json")
+    assert status == 0
+    assert json.loads(out)["studies"] == 1
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert "The method is better than nothing." in page
+
+
+def test_report_here_shows_the_last_runs(call, tmp_path):
+    assert call("run", FILE, "--scale", "smoke", "--seeds", 2, "--jobs", 1)[0] == 0
+    status, out, _ = call("report", "--here", "--out", tmp_path / "report.html", "--json")
+    assert status == 0
+    assert json.loads(out)["studies"] == 1
+    assert "The method adds one." in (tmp_path / "report.html").read_text()
+
+
+def test_a_ledger_that_is_damaged_is_refused(call, tmp_path):
+    path = write_row(tmp_path / "ledger", synthetic_row("example"))
+    path.write_text(path.read_text()[:100])
+    status, _, err = call("list")
+    assert status == 2
+    assert "truncated" in err
+    path.write_text(json.dumps({**synthetic_row("example"), "version": 99}))
+    assert "another version" in call("list")[2]
+    path.write_text(json.dumps({"kind": "something else"}))
+    assert "is not a plexus ledger row" in call("list")[2]
+
+
+def test_cite(call):
+    status, out, _ = call("cite", FILE)
+    assert status == 0
+    assert "@misc{author2020synthetic," in out
+    assert "@software{plexus," in out
+
+
+def test_doctor_says_what_runs_and_whose_name_it_is(call):
+    status, out, _ = call("doctor", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert any(kernel["runs"] for kernel in found["kernels"])
+    assert "another project" in found["note"]
+    assert {extra["extra"] for extra in found["extras"]} >= {"lab", "llm", "brain"}
+    status, out, _ = call("doctor")
+    assert status == 0
+    assert "plexus-nn" in out
