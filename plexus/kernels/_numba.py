@@ -41,7 +41,6 @@ _HEAD = """\
 import math
 import numpy as np
 from numba import njit
-from numba.extending import register_jitable
 _f = np.{dtype}
 C = {chunk}
 
@@ -76,24 +75,24 @@ def erf(x):
 
 
 class _Specialise(ast.NodeTransformer):
-    """Decide the options, type the literals, and hand the spike its width and height."""
+    """Decide the options, type the literals, hand the spike its width and height, and keep names to themselves."""
 
-    def __init__(self, o: Options) -> None:
-        self.o = o
+    def __init__(self, o: Options, local: set[str]) -> None:
+        self.o, self.local = o, local
 
     def visit_If(self, node: ast.If) -> list[ast.stmt]:
         chosen = eval(compile(ast.Expression(node.test), "<option>", "eval"), {"o": self.o})
-        body = node.body if chosen else node.orelse
         found: list[ast.stmt] = []
-        for statement in body:
+        for statement in node.body if chosen else node.orelse:
             new = self.visit(statement)
             found.extend(new if isinstance(new, list) else [new])
         return found
 
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Name(f"y_{node.id}", node.ctx) if node.id in self.local else node
+
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        if not isinstance(node.value, float):
-            return node
-        return ast.Call(ast.Name("_f", ast.Load()), [node], [])
+        return ast.Call(ast.Name("_f", ast.Load()), [node], []) if isinstance(node.value, float) else node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -102,174 +101,190 @@ class _Specialise(ast.NodeTransformer):
         return node
 
 
-def _scalar(function: Callable[..., Any], name: str, o: Options) -> str:
-    """The source of a model's function, specialised."""
+def _inlined(function: Callable[..., Any], o: Options, values: Sequence[str]) -> tuple[str, list[str]]:
+    """A model's function as statements for the inside of a loop, and the expressions that it returns."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     assert isinstance(tree, ast.FunctionDef)
     arguments = [a.arg for a in tree.args.args if a.arg not in ("spike", "slope", "o")]
-    if len(arguments) != len(tree.args.args):
-        arguments += ["width", "height"]
-    tree = ast.fix_missing_locations(_Specialise(o).visit(tree))
-    body = textwrap.indent("\n".join(ast.unparse(s) for s in tree.body), "    ")
-    return f"\n@njit(forceinline=True, error_model='numpy')\ndef {name}({', '.join(arguments)}):\n{body}\n"
+    assigned = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    tree = ast.fix_missing_locations(_Specialise(o, {*arguments, *assigned}).visit(tree))
+    *body, last = tree.body
+    assert isinstance(last, ast.Return)
+    assert last.value is not None
+    results = last.value.elts if isinstance(last.value, ast.Tuple) else [last.value]
+    head = [f"y_{name} = {value}" for name, value in zip(arguments, values, strict=True)]
+    return "\n".join([*head, *map(ast.unparse, body)]), [ast.unparse(r) for r in results]
 
 
-def source(dynamics: Dynamics, o: Options, dtype: str, uniform: bool) -> str:
+def _helper(name: str, function: Callable[..., Any], o: Options, shape: str) -> str:
+    body, (result,) = _inlined(function, o, ["u", "width"])
+    lines = textwrap.indent(f"{body}\nreturn {shape.format(result)}\n", "    ")
+    return f"\n@njit(forceinline=True, error_model='numpy')\ndef {name}(u, width, height):\n{lines}"
+
+
+def source(dynamics: Dynamics, o: Options, dtype: str, uniform: bool, learn: bool) -> str:
     """The module that holds this model's fused loops, as text."""
     kind = SURROGATES[o.surrogate]
-    text = [_HEAD.format(dtype=dtype, chunk=CHUNK)]
-    text.append(_scalar(kind.derivative, "_derivative", o))
+    text = _HEAD.format(dtype=dtype, chunk=CHUNK) + _helper("slope", kind.derivative, o, "height * ({})")
     if o.smooth:
-        text.append(_scalar(kind.integral, "_integral", o))
-        spike = "_f(0.5) + height * _integral(u, width)"
+        text += _helper("spike", kind.integral, o, "_f(0.5) + height * ({})")
     else:
-        spike = f"where(u {'>=' if o.inclusive else '>'} _f(0.0), _f(1.0), _f(0.0))"
-    for name, value in (("spike", spike), ("slope", "height * _derivative(u, width)")):
-        text.append(
-            f"\n@njit(forceinline=True, error_model='numpy')\ndef {name}(u, width, height):\n    return {value}\n"
-        )
-    text.append(_scalar(dynamics.step, "step", o))
-    text.append(_scalar(dynamics.adjoint, "adjoint", o))
-    return "".join(text) + _Loops(dynamics, o, uniform).text()
+        relation = ">=" if o.inclusive else ">"
+        text += "\n@njit(forceinline=True)\ndef spike(u, width, height):\n"
+        text += f"    return _f(1.0) if u {relation} _f(0.0) else _f(0.0)\n"
+    return text + _Loops(dynamics, o, uniform, learn).text()
 
 
 class _Loops:
-    """Writes the loops. A chunk's numbers lie in one scratch array, section after section of C, so that the compiler sees that
-    they do not overlap and uses vector instructions."""
+    """Writes the loops. A chunk's numbers lie in one scratch array, section after section of C, so that the compiler sees
+    that they do not overlap and uses vector instructions."""
 
-    def __init__(self, dynamics: Dynamics, o: Options, uniform: bool) -> None:
-        self.d = dynamics
+    def __init__(self, dynamics: Dynamics, o: Options, uniform: bool, learn: bool) -> None:
+        self.d, self.o, self.uniform = dynamics, o, uniform
         self.carried = dynamics.carried(o)
         self.used = dynamics.used(o)
-        self.uniform = uniform
         self.constants = [*dynamics.constants, "width", "height"]
-        self.sections = [*self.carried, *(() if uniform else self.used)]
         self.real = [s for s in dynamics.states if s in self.carried]
-        self.learnt = [p for p in dynamics.parameters if p in self.used]
-        self.gradients = [*(f"d_{s}" for s in self.real), *(f"g_{p}" for p in self.learnt)]
+        self.learnt = [p for p in dynamics.parameters if p in self.used and learn]
+        self.sections = [*self.carried, *(() if uniform else self.used)]
+        self.sections += [*(f"d_{s}" for s in self.real), *(f"g_{p}" for p in self.learnt)]
 
-    def section(self, name: str, index: str = "j") -> str:
-        k = (self.sections + self.gradients).index(name)
-        return f"S[{index}]" if k == 0 else f"S[{k} * C + {index}]"
+    def at(self, name: str) -> str:
+        k = self.sections.index(name)
+        return f"S[{k} * C + j]" if k else "S[j]"
 
     def value(self, name: str) -> str:
         if name in self.sections:
-            return self.section(name)
+            return self.at(name)
         return name if name in self.used or name in self.constants else "_f(0.0)"
 
-    def arguments(self) -> str:
-        return ", ".join(self.value(n) for n in (*self.d.memory, *self.d.columns, *self.constants))
-
-    def scalars(self) -> str:
-        return ", ".join([*(self.used if self.uniform else ()), *self.constants])
-
-    def results(self) -> str:
-        return ", ".join(f"n_{n}" for n in self.d.memory)
-
-    def lines(self, template: str, names: Sequence[str], indent: int = 8) -> str:
-        return "".join(" " * indent + template.format(n=n, s=self.section(n)) + "\n" for n in names)
+    def step(self) -> tuple[str, dict[str, str], str]:
+        """One step on the scratch: statements, the new value of what is carried, and the output."""
+        names = (*self.d.memory, *self.d.columns, *self.d.constants)
+        body, (out, *new) = _inlined(self.d.step, self.o, ["x[j]", *(self.value(n) for n in names)])
+        return body, {n: e for n, e in zip(self.d.memory, new, strict=True) if n in self.carried}, out
 
     def load(self) -> str:
-        names = [*(f"p_{c}" for c in self.used)]
-        text = "        for j in range(n):\n" + self.lines("{s} = m_{n}[a + j]", self.carried, 12)
-        if not self.carried:
-            text += "            pass\n"
-        if not self.uniform and names:
-            text += "        u = a % units\n        for j in range(n):\n"
-            for name in self.used:
-                text += f"            {self.section(name)} = p_{name}[u if p_{name}.size > 1 else 0]\n"
-            text += "            u += 1\n            if u == units:\n                u = 0\n"
+        text = "for j in range(n):\n    pass\n"
+        text += "".join(f"    {self.at(n)} = m_{n}[first + j]\n" for n in self.carried)
+        if not self.uniform:
+            text += "unit = first % units\nfor j in range(n):\n"
+            text += "".join(f"    {self.at(n)} = p_{n}[unit if p_{n}.size > 1 else 0]\n" for n in self.used)
+            text += "    unit += 1\n    if unit == units:\n        unit = 0\n"
         return text
 
     def head(self) -> str:
-        text = ""
-        if self.uniform:
-            text += "".join(f"    {n} = p_{n}[0]\n" for n in self.used)
-        return text + "".join(f"    {n} = _f({n}_)\n" for n in self.constants)
+        text = "".join(f"{n} = p_{n}[0]\n" for n in self.used) if self.uniform else ""
+        return text + "".join(f"{n} = _f({n}_)\n" for n in self.constants)
 
     def text(self) -> str:
-        d, carried = self.d, self.carried
-        step = f"            n_out, {self.results()} = step(X, {self.arguments()})\n".replace("step(X", "step(x[j]")
-        keep = self.lines("{s} = n_{n}", carried)
-        stash = "".join(f"        k_{n}[j] = {self.section(n)}\n" for n in carried)
-        scalars = self.scalars()
-        memory = ", ".join(f"m_{n}" for n in carried)
-        ends = [n for n in carried if n != d.echo]
-        final = ", ".join(f"f_{n}" for n in ends)
-        columns = ", ".join(f"p_{n}" for n in self.used)
-        constants = ", ".join(f"{n}_" for n in self.constants)
-        n_sections = len(self.sections)
-        forward = f"""
+        return self.forward() + self.backward()
+
+    @property
+    def scalars(self) -> str:
+        return ", ".join([*(self.used if self.uniform else ()), *self.constants])
+
+    @property
+    def inputs(self) -> str:
+        return ", ".join([*(f"m_{n}" for n in self.carried), *(f"p_{n}" for n in self.used)])
+
+    @property
+    def numbers(self) -> str:
+        return ", ".join(f"{n}_" for n in self.constants)
+
+    def forward(self) -> str:
+        body, new, out = self.step()
+        ends = [n for n in self.carried if n != self.d.echo]
+        keep = "".join(f"n_{n} = {e}\n" for n, e in new.items()) + f"out[j] = {out}\n"
+        keep += "".join(f"{self.at(n)} = n_{n}\n" for n in new)
+        return f"""
 @njit(error_model='numpy')
-def _forward_row(x, out, S, n, {scalars}):
+def _forward_row(x, out, S, n, {self.scalars}):
     for j in range(n):
-{step.replace("            ", "        ", 1)}{keep}        out[j] = n_out
+{_indent(body, 8)}
+{_indent(keep, 8)}
 
 @njit(nogil=True, error_model='numpy', cache=True)
-def forward(x, x_stride, out, steps, total, units, {memory}, {final}, {columns}, {constants}, chunk, first, last):
-    S = np.empty({n_sections} * C, np.dtype(_f))
-{self.head()}    for a in range(first, last, chunk):
-        n = min(chunk, last - a)
-{self.load()}        for t in range(steps):
-            i = t * x_stride + a
-            k = t * total + a
-            _forward_row(x[i:i + n], out[k:k + n], S, n, {scalars})
+def forward(x, x_stride, out, steps, total, units, {self.inputs}, {", ".join(f"f_{n}" for n in ends)},
+            {self.numbers}, chunk, start, stop):
+    S = np.empty({len(self.sections)} * C, np.dtype(_f))
+{_indent(self.head(), 4)}
+    for first in range(start, stop, chunk):
+        n = min(chunk, stop - first)
+{_indent(self.load(), 8)}
+        for t in range(steps):
+            at_x = t * x_stride + first
+            at_out = t * total + first
+            _forward_row(x[at_x:at_x + n], out[at_out:at_out + n], S, n, {self.scalars})
         for j in range(n):
-{self.lines("f_{n}[a + j] = {s}", ends, 12)}"""
-        before = {n: f"k_{n}[j]" for n in carried}
-        arguments = ", ".join(before.get(n, self.value(n)) for n in (*d.memory, *d.columns, *d.constants))
-        d_states = ", ".join(self.section(f"d_{s}") if s in self.real else "_f(0.0)" for s in d.states)
-        kept = ", ".join(f"k_{n}" for n in carried)
-        rows = ", ".join(f"K[{k} * steps * chunk + t * n:{k} * steps * chunk + t * n + n]" for k in range(len(carried)))
-        learn = "".join(f"            {self.section(f'g_{p}')} += n_g_{p}\n" for p in self.learnt)
-        unpack = ", ".join(["n_x", *(f"n_d_{s}" for s in d.states), *(f"n_g_{p}" for p in d.parameters)])
-        incoming = ", ".join(f"i_{s}" for s in self.real)
-        outgoing = ", ".join(f"o_{n}" for n in (*self.real, *self.learnt))
-        sizes = len(self.sections) + len(self.gradients)
+            pass
+{_indent("".join(f"f_{n}[first + j] = {self.at(n)}{chr(10)}" for n in ends), 12)}
+"""
 
-        def row(name: str, extra: str) -> str:
-            return f"""
+    def backward(self) -> str:
+        body, new, _ = self.step()
+        again = "".join(f"k_{n}[j] = {self.at(n)}\n" for n in self.carried) + body + "\n"
+        again += "".join(f"n_{n} = {e}\n" for n, e in new.items())
+        again += "".join(f"{self.at(n)} = n_{n}\n" for n in new)
+        values = [f"k_{n}[j]" if n in self.carried else "_f(0.0)" for n in self.d.memory]
+        values += [self.value(n) for n in (*self.d.columns, *self.d.constants)]
+        incoming = [self.at(f"d_{s}") if s in self.real else "_f(0.0)" for s in self.d.states]
+        body, (d_x, *more) = _inlined(self.d.adjoint, self.o, ["x[j]", *values, "grad[j]", *incoming])
+        d_states = dict(zip(self.d.states, more, strict=False))
+        d_parameters = dict(zip(self.d.parameters, more[len(self.d.states) :], strict=True))
+        back = body + f"\ndx[j] = {d_x}\n"
+        back += "".join(f"{self.at(f'g_{p}')} += {d_parameters[p]}\n" for p in self.learnt)
+        back += "".join(f"n_{s} = {d_states[s]}\n" for s in self.real)
+        back += "".join(f"{self.at(f'd_{s}')} = n_{s}\n" for s in self.real)
+        kept = ", ".join(f"k_{n}" for n in self.carried)
+        rows = ", ".join(f"K[at_k + {k} * n:at_k + {k + 1} * n]" for k in range(len(self.carried)))
+        load = "".join(f"{self.at(f'd_{s}')} = i_{s}[first + j]\n" for s in self.real)
+        load += "".join(f"{self.at(f'g_{p}')} = _f(0.0)\n" for p in self.learnt)
+        store = "".join(f"o_{s}[first + j] = {self.at(f'd_{s}')}\n" for s in self.real)
+        store += "".join(f"o_{p}[first + j] = {self.at(f'g_{p}')}\n" for p in self.learnt)
+        results = ", ".join([*(f"i_{s}" for s in self.real), *(f"o_{n}" for n in (*self.real, *self.learnt))])
+        return f"""
 @njit(error_model='numpy')
-def {name}(x, grad, dx, S, n, {kept}, {scalars}):
+def _again_row(x, S, n, {kept}, {self.scalars}):
     for j in range(n):
-        {unpack} = adjoint(x[j], {arguments}, grad[j], {d_states}, width, height)
-        dx[j] = n_x
-{self.lines("{s} = n_{n}", [f"d_{s}" for s in self.real])}{textwrap.indent(textwrap.dedent(extra), "        ")}"""
+{_indent(again, 8)}
 
-        backward = f"""
 @njit(error_model='numpy')
-def _again_row(x, S, n, {kept}, {scalars}):
+def _back_row(x, grad, dx, S, n, {kept}, {self.scalars}):
     for j in range(n):
-{stash}{step.replace("            ", "        ", 1)}{keep}{row("_back_row", "")}{row("_learn_row", learn)}
+{_indent(back, 8)}
+
 @njit(nogil=True, error_model='numpy', cache=True)
-def backward(x, x_stride, grad, grad_stride, dx, steps, total, units, {memory}, {columns}, {incoming}, {outgoing},
-             {constants}, learn, chunk, first, last):
-    S = np.zeros({sizes} * C, np.dtype(_f))
-    K = np.empty({len(carried)} * steps * chunk, np.dtype(_f))
-{self.head()}    for a in range(first, last, chunk):
-        n = min(chunk, last - a)
-{self.load()}        for t in range(steps):
-            i = t * x_stride + a
-            _again_row(x[i:i + n], S, n, {rows}, {scalars})
+def backward(x, x_stride, grad, grad_stride, dx, steps, total, units, {self.inputs}, {results},
+             {self.numbers}, chunk, start, stop):
+    S = np.empty({len(self.sections)} * C, np.dtype(_f))
+    K = np.empty({len(self.carried)} * steps * chunk, np.dtype(_f))
+{_indent(self.head(), 4)}
+    for first in range(start, stop, chunk):
+        n = min(chunk, stop - first)
+{_indent(self.load(), 8)}
+        for t in range(steps):
+            at_x = t * x_stride + first
+            at_k = t * {len(self.carried)} * n
+            _again_row(x[at_x:at_x + n], S, n, {rows}, {self.scalars})
         for j in range(n):
-{"".join(f"            {self.section(f'd_{s}')} = i_{s}[a + j]{chr(10)}" for s in self.real)}\
-{"".join(f"            {self.section(f'g_{p}')} = _f(0.0){chr(10)}" for p in self.learnt)}\
+            pass
+{_indent(load, 12)}
         for s in range(steps):
             t = steps - 1 - s
-            i = t * x_stride + a
-            g = t * grad_stride + a
-            k = t * total + a
-            if learn:
-                _learn_row(x[i:i + n], grad[g:g + n], dx[k:k + n], S, n, {rows}, {scalars})
-            else:
-                _back_row(x[i:i + n], grad[g:g + n], dx[k:k + n], S, n, {rows}, {scalars})
+            at_x = t * x_stride + first
+            at_grad = t * grad_stride + first
+            at_dx = t * total + first
+            at_k = t * {len(self.carried)} * n
+            _back_row(x[at_x:at_x + n], grad[at_grad:at_grad + n], dx[at_dx:at_dx + n], S, n, {rows}, {self.scalars})
         for j in range(n):
-{"".join(f"            o_{s}[a + j] = {self.section(f'd_{s}')}{chr(10)}" for s in self.real)}\
-        if learn:
-            for j in range(n):
-{"".join(f"                o_{p}[a + j] = {self.section(f'g_{p}')}{chr(10)}" for p in self.learnt)}\
+            pass
+{_indent(store, 12)}
 """
-        return forward + backward
+
+
+def _indent(text: str, spaces: int) -> str:
+    return textwrap.indent(text.rstrip(), " " * spaces)
 
 
 @lru_cache(maxsize=1)
@@ -289,8 +304,8 @@ _building = threading.Lock()
 
 
 @lru_cache(maxsize=256)
-def _module(dynamics: Dynamics, key: str, dtype: str, uniform: bool) -> ModuleType:
-    text = source(dynamics, options_from(dynamics, key), dtype, uniform)
+def _module(dynamics: Dynamics, key: str, dtype: str, uniform: bool, learn: bool) -> ModuleType:
+    text = source(dynamics, options_from(dynamics, key), dtype, uniform, learn)
     name = f"_plexus_{dynamics.name}_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
     with _building:
         path = cache_folder() / f"{name}.py"
@@ -356,13 +371,13 @@ def _flat(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 def _prepare(
-    dynamics: Dynamics, x: Tensor, columns: Sequence[Tensor], options: str
+    dynamics: Dynamics, x: Tensor, columns: Sequence[Tensor], options: str, learn: bool = False
 ) -> tuple[ModuleType, Options, list[np.ndarray[Any, Any]], int]:
     o = options_from(dynamics, options)
     used = [column for name, column in zip(dynamics.columns, columns, strict=True) if name in dynamics.used(o)]
     uniform = all(column.numel() == 1 for column in used)
     units = max([1, *(column.numel() for column in used)])
-    module = _module(dynamics, options, str(x.dtype).rpartition(".")[2], uniform)
+    module = _module(dynamics, options, str(x.dtype).rpartition(".")[2], uniform, learn)
     return module, o, [_flat(column) for column in used], units
 
 
@@ -387,7 +402,7 @@ def forward(
         if name not in carried:
             fresh.copy_(m)
     final = [_flat(fresh) for (name, _), fresh in zip(kept, after, strict=True) if name in carried]
-    arguments = (flat.detach().numpy(), stride, _flat(out), steps, total, units, *before, *final, *used, *constants, CHUNK)
+    arguments = (flat.detach().numpy(), stride, _flat(out), steps, total, units, *before, *used, *final, *constants, CHUNK)
     _spread(module.forward, arguments, total, steps)
     return [out, *after]
 
@@ -404,7 +419,7 @@ def backward(
     learn: bool,
 ) -> list[Tensor]:
     """The fused adjoint: `[d_x, *d_states, *d_parameters]`, parameters as one number per column (empty unless asked for)."""
-    module, o, used, units = _prepare(dynamics, x, columns, options)
+    module, o, used, units = _prepare(dynamics, x, columns, options, learn)
     steps, total = x.shape[0], memory[0].numel()
     carried = dynamics.carried(o)
     dx = empty(tuple(x.shape), x)
@@ -426,7 +441,7 @@ def backward(
     adjoints = (
         *(_flat(grad_states[k]) for k in real),
         *(_flat(d_first[k]) for k in real),
-        *(_flat(d_columns[k]) for k in learnt),
+        *(_flat(d_columns[k]) for k in learnt if learn),
     )
-    _spread(module.backward, (*arguments, *before, *used, *adjoints, *constants, learn, chunk), total, steps)
+    _spread(module.backward, (*arguments, *before, *used, *adjoints, *constants, chunk), total, steps)
     return [dx, *d_first, *d_columns]

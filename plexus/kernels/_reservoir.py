@@ -74,6 +74,8 @@ def reservoir(
     if not _fusable(drive, weight, initial, leaks, port):
         return reservoir_reference(drive, weight, initial, leak=leaks, activation=activation, port=port)
     dense = (Port() if port is None else port).dense(units, drive)
+    if _plain(drive, weight, initial):
+        return _forward(drive, weight, initial, leaks, activation, *dense)
     emitted, final = _op(drive, weight, initial, leaks, activation, *dense)
     return emitted, final
 
@@ -155,6 +157,16 @@ def _fusable(drive: Tensor, weight: Tensor, initial: Tensor, leak: Tensor, port:
         return False
     fields = () if port is None else (port.gain, port.bias, port.low, port.high)
     return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (leak, *fields)))
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether nothing watches: no gradient, no tracing. Then the operator's wrapping (and torch's compiler, which its
+    first call loads) is not needed."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return False
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    return all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
 
 
 # ---------------------------------------------------------------- the loops, plain Python that Numba compiles
@@ -319,8 +331,7 @@ def _spread(loop: Callable[[int, int], None], batch: int) -> None:
 # ---------------------------------------------------------------- the operator
 
 
-@torch.library.custom_op("plexus::reservoir", mutates_args=())
-def _op(
+def _forward(
     drive: Tensor,
     weight: Tensor,
     initial: Tensor,
@@ -344,6 +355,9 @@ def _op(
         columns, loop = np.ascontiguousarray(w.T), _compiled("_forward_dense")
         _spread(lambda first, last: loop(d, columns, x, a, kind, *port, y, first, last), d.shape[1])
     return out, final
+
+
+_op = torch.library.custom_op("plexus::reservoir", _forward, mutates_args=())
 
 
 @_op.register_fake
