@@ -5,7 +5,7 @@ A set holds one boolean mask per site, so the number of units of each site is pa
     a | b    a & b    a - b    a ^ b    ~a    a <= b    len(a)    (site, index) in a
 
 The laws of Boolean algebra hold among sets over the same sites, which is what one recording gives. Sets over different
-sites of one model may be joined; a complement then first has to say what lies outside it (`over`).
+sites of one model may be joined; what else is done with a complement there first has to say its universe (`over`).
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class Neurons:
         return neurons
 
     def __or__(self, other: Neurons) -> Neurons:
-        return self._combine(other, torch.logical_or)
+        return self._combine(other, torch.logical_or, joins=True)
 
     def __and__(self, other: Neurons) -> Neurons:
         return self._combine(other, torch.logical_and)
@@ -307,12 +307,15 @@ class Neurons:
         result._open = self._open
         return result
 
-    def _combine(self, other: Neurons, operation: Callable[[Tensor, Tensor], Tensor]) -> Neurons:
+    def _combine(
+        self, other: Neurons, operation: Callable[[Tensor, Tensor], Tensor], *, joins: bool = False
+    ) -> Neurons:
         if not isinstance(other, Neurons):
             return NotImplemented
         self._same_model(other)
         self._same_sizes(other.sizes)
-        if self._masks.keys() != other._masks.keys() and (self._open or other._open):
+        alike = self._masks.keys() == other._masks.keys()
+        if not alike and not joins and (self._open or other._open):
             raise SiteError(
                 "a complement is taken within its own sites, and these two sets have different ones",
                 given=f"{len(self._masks)} sites and {len(other._masks)} sites",
@@ -322,7 +325,7 @@ class Neurons:
         empty = {site: torch.zeros(n, dtype=torch.bool) for site, n in sizes.items()}
         masks = {s: operation(self._masks.get(s, none), other._masks.get(s, none)) for s, none in empty.items()}
         result = Neurons(masks, self._model if self._model is not None else other._model)
-        result._open = bool(operation(torch.tensor(self._open), torch.tensor(other._open)))
+        result._open = alike and bool(operation(torch.tensor(self._open), torch.tensor(other._open)))
         return result
 
     def _same_model(self, other: Neurons) -> None:

@@ -114,6 +114,7 @@ def test_sets_over_different_sites_join_and_a_complement_must_say_its_universe()
     with pytest.raises(SiteError, match="complement"):
         b & ~a
     assert b & ~a.over(b) == b - a
+    assert set(~a | b) == set(~a) | set(b)
     with pytest.raises(SiteError, match="lacks"):
         b.over(a)
     assert b.at(A).sizes == {A: 5}
