@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -217,9 +218,7 @@ def _ported(module: nn.Module, ports: Sequence[Port]) -> Iterator[None]:
     name = "forward" if isinstance(module, nn.RNNBase) else "port"
     absent = name not in own
     before = own.get(name)
-    port = Port() if name == "forward" else getattr(module, name) or Port()
-    for following in ports:
-        port = port.then(following)
+    port = reduce(Port.then, ports, Port() if name == "forward" else getattr(module, name) or Port())
     if isinstance(module, nn.RNNBase):
         check_rnn(module, port)
         own[name] = ported_forward(module, port)

@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 from torch import nn
 
@@ -63,6 +64,7 @@ def attach(model: nn.Module, operations: Sequence[Operation], *, all_reached: bo
         engine = next((engine for engine in running if engine.model is model), None) or Engine(model)
         engine.check_thread()
         entries = [_entry(engine, operation) for operation in operations]
+        _check_loops(entries)
         if not engine.entries:
             engine.install()
         engine.entries.extend(entries)
@@ -105,10 +107,16 @@ def _port(operation: Operation, module: nn.Module) -> Port:
             f"this edit cannot act inside the loop of {site.path!r}",
             mend="where='readout' in the site edits what the layer gives out and leaves its loop alone",
         )
-    port = operation.port()
-    if isinstance(module, nn.RNNBase):
-        check_rnn(module, port)
-    return port
+    return operation.port()
+
+
+def _check_loops(entries: Sequence[Entry]) -> None:
+    """What acts on the loop of one of torch's recurrent layers must be exact there, all edits together."""
+    for module in dict.fromkeys(entry.module for entry in entries if entry.port is not None):
+        if isinstance(module, nn.RNNBase):
+            together = [*entries_of.get(module, ()), *(entry for entry in entries if entry.module is module)]
+            ports = [entry.port for entry in together if entry.port is not None]
+            check_rnn(module, reduce(Port.then, ports))
 
 
 def _check_reached(entries: Sequence[Entry]) -> None:

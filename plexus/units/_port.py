@@ -86,9 +86,7 @@ class Port:
         dtype = torch.promote_types(z.dtype, torch.float32)
         y = z.to(dtype)
         if self.gain is not None:
-            gain = self.gain.to(device=z.device, dtype=dtype)
-            # masking only what is not finite keeps the gradient of the gain right at a gain of zero
-            y = gain * torch.where((gain == 0) & ~torch.isfinite(y), torch.zeros_like(y), y)
+            y = _times(self.gain.to(device=z.device, dtype=dtype), y)
         if self.bias is not None:
             y = y + self.bias.to(device=z.device, dtype=dtype)
         if self.low is not None:
@@ -109,19 +107,18 @@ class Port:
         if self.is_identity or second.is_identity:
             return second if self.is_identity else self
         gain, bias = second.gain, second.bias
-        if gain is None:
-            ends = tuple(None if end is None else _plus(end, bias) for end in (self.low, self.high))
-            inner_gain, inner_bias = self.gain, _plus(self.bias, bias)
-        else:
-            low = torch.full((), -torch.inf).to(gain) if self.low is None else self.low.to(gain)
-            high = torch.full((), torch.inf).to(gain) if self.high is None else self.high.to(gain)
+        inner_gain = _product(gain, self.gain)
+        inner_bias = _plus(None if self.bias is None else _product(gain, self.bias), bias)
+        ends: tuple[Tensor | None, Tensor | None] = (self.low, self.high)
+        if gain is not None and (self.low is not None or self.high is not None):
+            low = gain.new_tensor(-torch.inf) if self.low is None else self.low.to(gain)
+            high = gain.new_tensor(torch.inf) if self.high is None else self.high.to(gain)
             scaled_low, scaled_high = _times(gain, low), _times(gain, high)
-            ends = (
-                _plus(torch.minimum(scaled_low, scaled_high), bias),
-                _plus(torch.maximum(scaled_low, scaled_high), bias),
-            )
-            inner_gain = gain if self.gain is None else gain * self.gain.to(gain)
-            inner_bias = _plus(None if self.bias is None else _times(gain, self.bias.to(gain)), bias)
+            ends = torch.minimum(scaled_low, scaled_high), torch.maximum(scaled_low, scaled_high)
+        ends = (
+            None if ends[0] is None else _plus(ends[0], bias),
+            None if ends[1] is None else _plus(ends[1], bias),
+        )
         clip = Port(low=second.low, high=second.high)
         low_end = second.low if ends[0] is None else clip.apply(ends[0])
         high_end = second.high if ends[1] is None else clip.apply(ends[1])
@@ -180,7 +177,15 @@ def _plus(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     return left + right.to(left)
 
 
+def _product(gain: Tensor | None, value: Tensor | None) -> Tensor | None:
+    if gain is None or value is None:
+        return value if gain is None else gain
+    return _times(gain, value.to(gain))
+
+
 def _times(gain: Tensor, value: Tensor) -> Tensor:
-    """`gain * value` with zero where the gain is zero, whatever the value."""
-    product = gain * value
-    return torch.where(gain == 0, torch.zeros_like(product), product)
+    """`gain * value` with zero where the gain is zero, whatever the value.
+
+    Only what is not finite is masked, so that the gradient of the gain is right at zero too.
+    """
+    return gain * torch.where((gain == 0) & ~torch.isfinite(value), torch.zeros_like(value), value)

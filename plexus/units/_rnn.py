@@ -158,7 +158,7 @@ def _changed(module: nn.RNNBase, port: Port, weights: Sequence[Tensor]) -> list[
     wide = torch.promote_types(recurrent.dtype, torch.float32)
     gain, bias, full = port.gain.to(wide), port.bias.to(wide), recurrent.to(wide)
     shift = full @ bias
-    columns = torch.where(gain == 0, torch.zeros_like(full), full * gain).to(recurrent.dtype)
+    columns = (full * gain).to(recurrent.dtype)
     zero = recurrent.new_zeros(recurrent.shape[0])
     input_bias, recurrent_bias = (weights[2], weights[3]) if module.bias else (zero, zero)
     changed = [into, columns, input_bias, (recurrent_bias.to(wide) + shift).to(recurrent.dtype)]
