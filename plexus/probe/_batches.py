@@ -58,7 +58,7 @@ def run(model: nn.Module, batch: Any, forward: Forward | None, generate: Mapping
             return call(**batch, **options)
         if isinstance(batch, Tensor | PackedSequence) or not isinstance(batch, tuple | list):
             return call(batch, **options)
-        return call(*batch[: 1 if generate is not None else wanted(model, batch)], **options)
+        return call(*batch[: wanted(model, batch)], **options)
     except RuntimeError as error:
         if not isinstance(error, PlexusError):
             _other_dtype(model, batch, error)
@@ -66,7 +66,11 @@ def run(model: nn.Module, batch: Any, forward: Forward | None, generate: Mapping
 
 
 def wanted(model: nn.Module, batch: tuple[Any, ...] | list[Any]) -> int:
-    """How many leading elements of a batch are the model's input; the others (labels) are not."""
+    """How many leading elements of a batch are the model's input; the others (labels) are not.
+
+    Raises:
+        ShapeError: if the model requires none, and so does not say.
+    """
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
@@ -75,6 +79,12 @@ def wanted(model: nn.Module, batch: tuple[Any, ...] | list[Any]) -> int:
         return len(batch)
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = sum(p.kind in positional and p.default is p.empty for p in parameters)
+    if required == 0 and len(batch) > 1:
+        raise ShapeError(
+            f"{type(model).__name__} requires no argument by position, so a tuple does not say which is its input",
+            given=f"a batch of {len(batch)} elements",
+            mend="pass mappings of keyword arguments, or forward=",
+        )
     return max(1, min(required, len(batch)))
 
 

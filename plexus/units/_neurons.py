@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from plexus.errors import DtypeError, FormatError, RangeError, ShapeError, SiteError
 from plexus.units._files import read_json, unwrap, wrap, write_json
+from plexus.units._paths import unwrap as inside
+from plexus.units._paths import walk
 from plexus.units._rows import counted
 from plexus.units._site import Site
 
@@ -27,9 +29,10 @@ KIND, VERSION = "neurons", 1
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short name for the shape of a model: its class and the names and shapes of its parameters and buffers.
+    """A short name for the build of a model: names and classes of its modules, names and shapes of its parameters.
 
-    Training the model does not change it; another architecture, width or wrapping does.
+    Training the model does not change it, nor do the wrappers of torch.compile, data parallelism and PEFT; another
+    architecture or width does.
 
     Example:
         >>> fingerprint(torch.nn.Linear(2, 3)) == fingerprint(torch.nn.Linear(2, 3))
@@ -37,12 +40,14 @@ def fingerprint(model: nn.Module) -> str:
         >>> fingerprint(torch.nn.Linear(2, 3)) == fingerprint(torch.nn.Linear(2, 4))
         False
     """
-    digest = hashlib.sha256(type(model).__qualname__.encode())
-    for group in (model.named_parameters(), model.named_buffers()):
-        for name, value in group:
-            lazy = nn.parameter.is_lazy(value)
-            digest.update(f"|{name}:{'lazy' if lazy else tuple(value.shape)}".encode())
-    return f"{type(model).__name__}-{digest.hexdigest()[:16]}"
+    digest = hashlib.sha256()
+    for path, module in walk(model):
+        digest.update(f"|{path}:{type(module).__qualname__}".encode())
+        for name, value in module._parameters.items():
+            if value is not None:
+                shape = "lazy" if nn.parameter.is_lazy(value) else tuple(value.shape)
+                digest.update(f"|{name}:{shape}".encode())
+    return f"{type(inside(model)).__name__}-{digest.hexdigest()[:16]}"
 
 
 class Neurons:

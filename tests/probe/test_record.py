@@ -1,6 +1,10 @@
 """Recording: what is recorded equals what a plain hook or a plain computation sees, and the model is left as it was."""
 
 import random
+import signal
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
+from plexus import nn as px_nn
 from plexus import probe
 from plexus.errors import (
     DeviceError,
@@ -20,7 +25,7 @@ from plexus.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from plexus.units import Recording, Site, UnwritableError
+from plexus.units import Recording, Site, UnwritableError, sites
 
 HIDDEN = Site("1", "b u")
 
@@ -422,6 +427,57 @@ def test_an_interrupted_recording_leaves_what_it_had(tmp_path):
         record = Recording.load(tmp_path / "r")
     assert record.samples == 8
     assert not record.complete
+
+
+def test_a_killed_recording_leaves_whole_shards(tmp_path):
+    code = """
+        import os, signal, sys, torch
+        from plexus import probe
+        from plexus.units import Site
+        def batches():
+            yield from torch.ones(3, 5, 4)
+            os.kill(os.getpid(), signal.SIGKILL)
+        probe.record(torch.nn.Identity(), batches(), Site("", "b u"), spill=sys.argv[1], budget=1)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "r")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with pytest.warns(UserWarning, match="did not finish: 3 shards"):
+        record = Recording.load(tmp_path / "r")
+    assert record.values[Site("", "b u")].shape == (15, 4)
+    assert record.table[Site("", "b u")].sample.tolist() == list(range(15))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_torchs_transformer_encoder_with_padding(training):
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).train(training)
+    x, lengths = torch.randn(3, 5, 8), torch.tensor([5, 2, 4])
+    padding = torch.arange(5) >= lengths[:, None]
+    hidden = sites.mlp(model)
+    record = probe.record(model, {"src": x, "src_key_padding_mask": padding}, hidden)
+    for site in hidden:
+        assert torch.bincount(record.table[site].sample).tolist() == lengths.tolist()
+    for sample, n in enumerate(lengths):
+        alone = probe.record(model, {"src": x[sample : sample + 1, :n]}, hidden)
+        for site in hidden:
+            torch.testing.assert_close(record.where(sample=sample)[site], alone[site], atol=1e-5, rtol=1e-4)
+
+
+def test_compiled_models_are_refused():
+    with pytest.raises(UnsupportedError, match="compiled"):
+        probe.record(torch.compile(mlp()), torch.randn(2, 4), HIDDEN)
+
+
+def test_a_time_first_spiking_network():
+    net = px_nn.Sequential(nn.Linear(4, 6), px_nn.LIF(6), nn.Linear(6, 2))
+    x = torch.rand(7, 3, 4)
+    spikes, current = Site("1", "t b u"), Site("0", "b u")
+    record = probe.record(net, x, [spikes, current])
+    assert record.samples == 3
+    torch.testing.assert_close(record.dense(current), net[0](x).detach().transpose(0, 1))
+    torch.testing.assert_close(record.dense(spikes), net[1](net[0](x))[0].detach().transpose(0, 1))
+    slopes = probe.record(net, x, current, grad=lambda output, batch: output[0][-1].sum())
+    assert slopes.table[current].position.max() == 6
 
 
 def test_progress_is_shown_when_asked_for(capsys):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from plexus import probe
+from plexus import edit, probe
 from plexus.errors import RangeError, ShapeError
-from plexus.units import Site, sites
+from plexus.units import Neurons, Site, sites
 
 transformers = pytest.importorskip("transformers")
 
@@ -202,6 +202,25 @@ def test_a_tokenizers_output_is_one_batch():
     site = sites.mlp(model := gpt2())[0]
     assert probe.record(model, batch, site).samples == 3
     assert probe.record(model, [batch, batch], site, labels=torch.arange(6)).samples == 6
+
+
+def test_a_tuple_is_refused_where_it_could_mean_anything():
+    model = gpt2()
+    with pytest.raises(ShapeError, match="does not say which"):
+        probe.record(model, [(RIGHT["input_ids"], RIGHT["attention_mask"])], sites.mlp(model))
+
+
+def test_recorders_see_edits_whatever_the_nesting():
+    model = gpt2()
+    hidden = sites.mlp(model)
+    chosen = Neurons.of({hidden[0]: 64}, {hidden[0]: [3, 5]})
+    plain = probe.record(model, RIGHT, hidden)
+    with edit.scale(model, chosen, 0.0):
+        edited = probe.record(model, RIGHT, hidden)
+    assert (edited[hidden[0]][:, [3, 5]] == 0).all()
+    assert not torch.equal(edited[hidden[1]], plain[hidden[1]])
+    again = probe.record(model, RIGHT, hidden)
+    assert all(torch.equal(again[site], plain[site]) for site in hidden)
 
 
 def test_a_broken_weight_is_named():

@@ -145,6 +145,12 @@ def test_fingerprint_follows_the_shape_and_not_the_numbers():
     model[0] = nn.Linear(2, 3, bias=False)
     assert fingerprint(model) != before
     assert "LazyLinear" in fingerprint(nn.LazyLinear(3))
+    assert fingerprint(nn.DataParallel(model)) == fingerprint(model)
+    assert fingerprint(torch.compile(model)) == fingerprint(model)
+    stateful = nn.Sequential(nn.Linear(2, 3))
+    before = fingerprint(stateful)
+    stateful.register_buffer("state", torch.zeros(7, 3))
+    assert fingerprint(stateful) == before
 
 
 @pytest.mark.parametrize(
