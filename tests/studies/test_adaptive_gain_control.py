@@ -20,11 +20,13 @@ from plexus.studies.adaptation.adaptive_gain_control import (
 )
 
 SMALL = Config(
+    units=24,
     shuffles=3,
     synaptic_steps=5,
     constants=3,
     map_points=2,
     online_stimuli=200,
+    digit_units=16,
     digit_steps=5,
     digit_images=100,
     tuned_on=0,
@@ -105,7 +107,9 @@ def test_adapted_synapses_lower_the_objective_and_stay_stable():
     bench = Bench(SMALL, ring_of(SMALL, 1))
 
     def objective(weight):
-        rates = torch.linalg.solve(torch.eye(36, dtype=torch.float64) - weight, (bench.before * bench.drive).T).T
+        rates = torch.linalg.solve(
+            torch.eye(SMALL.units, dtype=torch.float64) - weight, (bench.before * bench.drive).T
+        ).T
         error = (bench.drive - rates @ bench.reader.T).square().sum(1)
         pull = SMALL.gamma * (weight - bench.ring.weight).square().sum()
         return float(bench.biased @ (error + SMALL.alpha * rates.square().sum(1)) + pull)

@@ -74,7 +74,7 @@ class Config:
     gamma: float = 1.9
     adapter: float = 0.35
     silence: float = 0.1
-    online_stimuli: int = 2000
+    online_stimuli: int = 3000
     shuffles: int = 50
     synaptic_steps: int = 60
     constants: int = 80
@@ -360,11 +360,13 @@ class AdaptiveGainControl(Study):
     scales = {  # noqa: RUF012
         "smoke": {
             "shuffles": 5,
+            "online_stimuli": 2000,
             "synaptic_steps": 10,
             "constants": 6,
             "map_points": 3,
+            "digit_units": 16,
             "digit_steps": 20,
-            "digit_images": 150,
+            "digit_images": 100,
             "tuned_on": 0,
         },
         "full": {},
