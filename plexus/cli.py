@@ -85,6 +85,15 @@ def _row_of(entry: Entry, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return rows[entry.slug]
 
 
+def _state_of(entry: Entry, row: dict[str, Any] | None) -> str:
+    """`measured`, `broken`, `changed since` (protocol or bars are not those of the ledger's row) or `not measured`."""
+    from plexus.lab._code import file_hash
+
+    if row is None:
+        return "not measured"
+    return "changed since" if row.get("study_hash") != file_hash(entry.source.path) else str(row["state"])
+
+
 @app.command("list")
 def list_studies(
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
@@ -110,9 +119,7 @@ def list_studies(
             "claim": entry.claim,
             "fidelity": entry.fidelity,
         }
-        shown.append(
-            {**facts, **words, "state": row["state"] if row else "not measured", "measured": row and row["measured"]}
-        )
+        shown.append({**facts, **words, "state": _state_of(entry, row), "measured": row and row["measured"]})
     if as_json:
         _emit(shown)
         return

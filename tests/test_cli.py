@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,27 @@ from pathlib import Path
 import pytest
 
 from plexus.cli import main
+from plexus.lab._catalogue import find
+from plexus.lab._code import file_hash
 from plexus.lab._ledger import read_row, synthetic_row, write_row
+from plexus.lab._store import Store
 
 FILE = Path(__file__).parent / "lab" / "synthetic_study.py"
 
 
+@pytest.fixture(scope="session")
+def known_code(tmp_path_factory):
+    """What a store notes about the modules of the synthetic study, so that not every test asks a fresh process."""
+    store = Store(tmp_path_factory.mktemp("known"))
+    (entry,) = find(str(FILE))
+    store.code(entry.slug, entry.source)
+    return Path(store.where) / "code"
+
+
 @pytest.fixture
-def call(capsys, tmp_path, monkeypatch):
+def call(capsys, tmp_path, monkeypatch, known_code):
     """Run the command here, with a store and a ledger of its own: status, stdout, stderr."""
+    shutil.copytree(known_code, tmp_path / "store" / "code")
     monkeypatch.setenv("PLEXUS_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("PLEXUS_LEDGER", str(tmp_path / "ledger"))
 
@@ -190,6 +204,20 @@ def test_list_shows_every_study(call):
     assert all({"slug", "family", "mechanism", "advantage", "state"} <= set(entry) for entry in entries)
     assert {entry["state"] for entry in entries} <= {"not measured"}
     assert call("list")[0] == 0
+
+
+def test_list_says_what_is_measured_and_what_has_changed(call, tmp_path):
+    row = synthetic_row("ssd")
+    write_row(tmp_path / "ledger", row)
+    states = {entry["slug"]: entry["state"] for entry in json.loads(call("list", "--json")[1])}
+    assert states["ssd"] == "changed since"
+    (entry,) = find("ssd")
+    write_row(tmp_path / "ledger", {**row, "study_hash": file_hash(entry.source.path)})
+    states = {
+        entry["slug"]: entry["state"] for entry in json.loads(call("list", "--family", "unlearning", "--json")[1])
+    }
+    assert states["ssd"] == "measured"
+    assert "holds here" in call("list")[1]
 
 
 def test_report_and_show_write_pages(call, tmp_path):

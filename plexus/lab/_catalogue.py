@@ -111,6 +111,10 @@ def find(name: str) -> list[Entry]:
 
     Raises:
         UnknownNameError: there is no such study; `near` holds the closest names.
+
+    Example:
+        >>> find("ssd")[0].family
+        'unlearning'
     """
     if name.endswith(".py") or "/" in name:
         return _from_file(name)

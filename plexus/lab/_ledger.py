@@ -11,6 +11,7 @@ distances may be null where they do not exist (one seed, an exact check).
     data        [name of a data set]         deviations  [sentence]
     inferred    {constant: range in words}   constants that the paper does not give (fidelity C), else {}
     shares      {effect: {mean, per_seed}}   in what share of the declared range each effect holds (fidelity C), else {}
+    study_hash  of the syntax tree of the study's file, without docstrings
     scale       "smoke" | "full" | "paper"   settings    {field of Config: value at this scale, before arms}
     seeds       [int]                        every per-seed list below is in this order, null where a trial broke
     arms        [{name, role, note, overrides: {}, tuned: {}, budget: int | null, metrics: {name: [per seed]},
@@ -157,6 +158,12 @@ def read_row(path: str | Path) -> Row:
     Raises:
         FormatError: the file is not JSON, is truncated, of another version, not a row, or lacks a field.
         FileNotFoundError: there is no such file.
+
+    Example:
+        >>> import tempfile
+        >>> path = write_row(tempfile.mkdtemp(), synthetic_row("example"))
+        >>> read_row(path)["slug"]
+        'example'
     """
     row = _read(Path(path), KIND)
     missing = [name for name in _REQUIRED if name not in row]
@@ -173,7 +180,16 @@ def write_row(folder: str | Path, row: Row) -> Path:
 
 
 def read_ledger(folder: str | Path) -> list[Row]:
-    """All rows of a ledger folder in the order of family and slug; a folder that does not exist has none."""
+    """All rows of a ledger folder in the order of family and slug; a folder that does not exist has none.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> for slug in ("b", "a"):
+        ...     path = write_row(folder, synthetic_row(slug))
+        >>> [row["slug"] for row in read_ledger(folder)]
+        ['a', 'b']
+    """
     rows = [read_row(path) for path in _paths(Path(folder))]
     return sorted(rows, key=lambda row: (row["family"], row["slug"]))
 
@@ -295,6 +311,7 @@ def synthetic_row(
         "deviations": ["A smaller network."],
         "inferred": {"alpha": "0.5 to 2"} if fidelity == "C" else {},
         "shares": {"effect": {"mean": 0.8, "per_seed": line(0.75, 0.1)}} if fidelity == "C" else {},
+        "study_hash": "0" * 64,
         "scale": "full",
         "settings": {"method": "none", "width": 64},
         "seeds": list(range(100, 100 + seeds)),

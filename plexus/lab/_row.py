@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from plexus.lab._code import file_hash
 from plexus.lab._frozen import Frozen, head, is_clean
 from plexus.lab._ledger import FIGURE_BYTES, KIND, VERSION, Row, clean_number, plain
 from plexus.lab._machine import machine_class, versions
@@ -51,6 +52,7 @@ def make_row(run: Run, *, frozen: Frozen | None = None, confirming: bool = False
         "deviations": list(study.deviations),
         "inferred": dict(study.inferred),
         "shares": _shares(run),
+        "study_hash": file_hash(run.entry.source.path),
         "scale": run.scale,
         "settings": settings(study.configure(run.scale, run.overrides)),
         "seeds": list(run.seeds),

@@ -206,9 +206,10 @@ class Crew:
 
 @contextlib.contextmanager
 def _quiet_start() -> Iterator[None]:
-    """The child starts with Ctrl-C held off (its parent stops it) and with one thread per numerical library."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
+    """The child starts with Ctrl-C held off (its parent stops it), one thread per library, and one order of sets."""
+    fixed = {**dict.fromkeys(THREADS, "1"), "PYTHONHASHSEED": "0"}
+    before = {name: os.environ.get(name) for name in fixed}
+    os.environ.update(fixed)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
@@ -248,6 +249,7 @@ class _Pool:
         study = self.run.study
         if study.tune is Study.tune:
             return
+        waiting = False
         while True:
             key = tuning_key(self.job, self.code)
             found = self.store.load_tuning(self.slug, key)
@@ -256,7 +258,9 @@ class _Pool:
                 return
             if self.claims.take(key):
                 break
-            self.progress.say(f"{self.slug}: another run is tuning; waiting for it")
+            if not waiting:
+                self.progress.say(f"{self.slug}: another run is tuning; waiting for it")
+            waiting = True
             time.sleep(POLL)
         self.progress.say(f"{self.slug}: tuning")
         for _ in range(TRIES):

@@ -37,9 +37,10 @@ def number(value: float | None) -> str:
 
 def show_list(console: Console, entries: Sequence[Mapping[str, Any]]) -> None:
     """Every system and the state of its study."""
-    table = Table("study", "family", "what it is", "fidelity", "mechanism", "advantage", box=None, pad_edge=False)
+    table = Table("study", "family", "what it is", "fidelity", "mechanism", "advantage", "", box=None, pad_edge=False)
     for entry in entries:
         words = [word(entry[question]) for question in QUESTIONS]
+        words.append(entry["state"] if entry["state"] in ("broken", "changed since") else "")
         table.add_row(
             f"[bold]{escape(entry['slug'])}[/]",
             escape(entry["family"]),

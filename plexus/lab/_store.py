@@ -77,6 +77,13 @@ class Store:
 
     Raises:
         PlexusError: it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> store = Store(tempfile.mkdtemp())
+        >>> store.save_trial("study", "key", Finished(Outcome({"accuracy": 0.9}), seconds=1.0, versions={}))
+        >>> store.load_trial("study", "key").outcome.metrics
+        {'accuracy': 0.9}
     """
 
     def __init__(self, where: str | Path | None = None) -> None:

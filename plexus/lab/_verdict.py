@@ -215,11 +215,19 @@ def judge(study: type[Study], by_seed: Sequence[BySeed], broken: Sequence[str] =
         study: the study, for its checks.
         by_seed: metrics of every arm, one entry per seed in which all arms finished.
         broken: one line per trial that broke.
+
+    Example:
+        >>> from plexus.lab._planted import studies
+        >>> planted = next(study for study in studies() if study.kind == "planted above")
+        >>> seeds = [{arm: {"score": score + 0.01 * seed} for arm, score in
+        ...           {"a": 0.3, "b": 0.0, "c": 0.0, "control": 1.0}.items()} for seed in range(10)]
+        >>> judge(planted, seeds).verdicts["mechanism"].word
+        'holds here'
     """
     judgements = [judge_check(check, by_seed) for check in study.checks]
     for question in QUESTIONS:
         _correct(judgements, question)
-    failed = [j.check.name for j in judgements if j.check.role == "sanity" and j.passed is not True]
+    failed = [j.check.name for j in judgements if j.check.role == "sanity" and j.passed is False]
     trouble = _trouble(judgements, broken)
     verdicts: dict[Question, Verdict] = {}
     for question in QUESTIONS:
@@ -233,10 +241,14 @@ def judge(study: type[Study], by_seed: Sequence[BySeed], broken: Sequence[str] =
 def _trouble(judgements: Sequence[Judgement], broken: Sequence[str]) -> str:
     if broken:
         return f"{len(broken)} trial{'s' if len(broken) > 1 else ''} broke: {broken[0]}"
-    for judgement in judgements:
-        if judgement.check.role == "sanity" and judgement.passed is not True:
-            how = "failed" if judgement.passed is False else "is undecided"
-            return f"the sanity check {judgement.check.name!r} {how}, so the study is broken"
+    sanity = [judgement for judgement in judgements if judgement.check.role == "sanity"]
+    for judgement in sanity:
+        if judgement.passed is False:
+            return f"the sanity check {judgement.check.name!r} failed, so the study is broken"
+    for judgement in sanity:
+        if judgement.passed is None:
+            why = f" ({judgement.note})" if judgement.note else ""
+            return f"the sanity check {judgement.check.name!r} is undecided{why}"
     return ""
 
 

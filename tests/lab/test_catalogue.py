@@ -21,7 +21,7 @@ FILE = Path(__file__).with_name("synthetic_study.py")
 
 def test_every_study_of_the_library_is_found_by_its_file_name():
     entries = catalogue()
-    stems = {p.stem for p in studies_folder().glob("*/*.py") if p.stem != "__init__"}
+    stems = {p.stem for p in studies_folder().glob("*/*.py") if not p.stem.startswith("_")}
     assert {entry.slug.replace("-", "_") for entry in entries} == stems
     for entry in entries:
         assert entry.family == Path(entry.source.path).parent.name

@@ -199,6 +199,13 @@ def test_a_failing_sanity_check_breaks_the_study():
     assert "'sanity' failed" in judged.verdicts["mechanism"].reason
 
 
+def test_an_undecided_sanity_check_leaves_it_undecided_but_breaks_nothing():
+    judged = judge(make(PRIMARY, SANITY), seeds(x=around(1.0), s=around(0.5)))
+    assert judged.state == "measured"
+    assert judged.verdicts["mechanism"].word == "undecided"
+    assert "'sanity' is undecided" in judged.verdicts["mechanism"].reason
+
+
 def test_broken_trials_leave_it_undecided():
     judged = judge(make(PRIMARY), seeds(x=around(1.0)), ["a, seed 3: ValueError"])
     assert judged.state == "broken"
