@@ -28,7 +28,7 @@ from plexus.lab._report_rows import (
     paper_links,
     verdict_views,
 )
-from plexus.lab._report_words import bar_words, duration, interval_words, number, p_words, settings_words, short
+from plexus.lab._report_words import bar_words, duration, interval_words, like, number, p_words, settings_words, short
 
 MADE = "<!-- Made from ledger/*.json by `python -m plexus.lab._pages`; edits here are overwritten. -->"
 
@@ -156,13 +156,17 @@ def _study(row: Row, newest: Row | None) -> str:
     checks = [_check(check) for check in in_order(row["checks"])]
     names = ["check", "question", "bar", "mean", "95 % interval", "p", "result"]
     out += [*(_table(names, checks) if checks else ["None was measured."]), "", "## Arms", ""]
-    arms = arms_view(row)
-    head = ["arm", "settings tried", *(markdown(metric) for metric in arms["metrics"])]
-    lines = []
-    for arm, view in zip(row["arms"], arms["table"], strict=True):
-        cells = [f"{mean} ± {half}" if half else mean for mean, half in view["cells"]]
-        lines.append([f"{markdown(view['name'])} ({view['role']})", number(arm.get("budget")), *cells])
-    out += [*(_table(head, lines) if lines else ["None was measured."]), ""]
+    for block in arms_view(row)["blocks"]:
+        lines = [
+            [
+                f"{markdown(arm['name'])} ({arm['role']})",
+                *(f"{mean} ± {half}" if half else mean for mean, half in arm["cells"]),
+            ]
+            for arm in block["table"]
+        ]
+        out += [*_table(["arm", *(markdown(metric) for metric in block["metrics"])], lines), ""]
+    if not row["arms"]:
+        out += ["None was measured.", ""]
     out += [f"Mean over {len(row['seeds'])} seeds ± half the 95 % interval.", "", "## How it was measured", ""]
     out += [*_measured(row), "", "```", row["command"], "```", ""]
     return "\n".join(out)
@@ -174,7 +178,7 @@ def _check(check: Mapping[str, Any]) -> list[str]:
         markdown(check["name"]),
         ROLES.get(check["role"], check["role"]) + (", primary" if check.get("primary") else ""),
         markdown(bar_words(check)),
-        number(check.get("mean")),
+        like(check.get("mean"), low, high),
         interval_words(low, high) or "–",
         p_words(check.get("p")).removeprefix("p = ").removeprefix("p ") or "–",
         str(check["verdict"]),
@@ -184,7 +188,11 @@ def _check(check: Mapping[str, Any]) -> list[str]:
 def _measured(row: Row) -> list[str]:
     frozen = row.get("frozen")
     kind = "Confirming seeds" if row.get("confirming") else "Seeds (not confirming ones)"
-    tuned = [f"{arm['name']}: {settings_words(arm['tuned'])}" for arm in row["arms"] if arm.get("tuned")]
+    tuned = [
+        f"{arm['name']}: {settings_words(arm.get('tuned')) or 'nothing to choose'} ({number(arm['budget'])} tried)"
+        for arm in row["arms"]
+        if arm.get("budget") is not None
+    ]
     facts = [
         ("Fidelity", f"{row['fidelity']}: {FIDELITY.get(row['fidelity'], '')}"),
         ("Scale", f"{row['scale']}. {row['scale_line']}"),

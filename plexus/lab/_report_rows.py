@@ -11,7 +11,7 @@ from plexus.errors import FormatError
 from plexus.lab._figures import VERDICT_KEY, Strip, extent, scale_line, strip
 from plexus.lab._ledger import Row, read_calibration, read_row
 from plexus.lab._report_map import Dot
-from plexus.lab._report_words import bar_words, interval_words, mean_half, number, p_words, short
+from plexus.lab._report_words import bar_words, interval_words, like, mean_half, number, p_words, short
 from plexus.lab._row import header_counts
 from plexus.lab._statistics import t_interval
 
@@ -38,6 +38,8 @@ ROLES = {
     "advantage": "advantage",
 }
 FALSE_DISCOVERIES = 0.05
+COLUMNS = 7
+"""Metrics side by side in a table of arms."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def check_view(check: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]
     low, high = check.get("interval") or (None, None)
     values = tuple((seed, value) for seed, value in zip(seeds, check["values"], strict=False) if value is not None)
     unit = f" {check['unit']}" if check.get("unit") else ""
-    mean = f"mean {number(check.get('mean'))}{unit}" if check.get("mean") is not None else "no number"
+    mean = f"mean {like(check['mean'], low, high)}{unit}" if check.get("mean") is not None else "no number"
     numbers = [mean + (f", 95 % interval {interval_words(low, high)}" if low is not None else "")]
     numbers.append(p_words(check.get("p")))
     if check.get("p_holm") is not None:
@@ -253,10 +255,9 @@ def _because(reason: str, check: Mapping[str, Any] | None) -> str:
     if check is None or check.get("mean") is None:
         words = reason or "this study has no check for this question"
     else:
-        reach = interval_words(*(check.get("interval") or (None, None)))
-        words = (
-            f"“{check['name']}” measured {number(check['mean'])}{' ' + reach if reach else ''}, bar {bar_words(check)}"
-        )
+        low, high = check.get("interval") or (None, None)
+        words = f"“{check['name']}” measured {like(check['mean'], low, high)} {interval_words(low, high)}".rstrip()
+        words += f", bar {bar_words(check)}"
         joint = ", " if reason.startswith(("but ", "while ")) else "; "
         words += joint + reason if reason else ""
     return words[:1].upper() + words[1:] + "."
@@ -271,17 +272,33 @@ def summary(values: Sequence[float | None]) -> tuple[float | None, float | None,
     return (mean, low, high) if len(there) > 1 else (mean, None, None)
 
 
+def _blocks(row: Row) -> list[dict[str, Any]]:
+    """Tables of arms by metrics, mean ± half interval; at most `COLUMNS` metrics each, all of the same arms."""
+    arms = row["arms"]
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in dict.fromkeys(name for arm in arms for name in arm["metrics"]):
+        groups.setdefault(tuple(i for i, arm in enumerate(arms) if name in arm["metrics"]), []).append(name)
+    return [
+        {
+            "metrics": names[start : start + COLUMNS],
+            "table": [
+                {
+                    "name": arms[i]["name"],
+                    "role": arms[i]["role"],
+                    "cells": [mean_half(*summary(arms[i]["metrics"][name])) for name in names[start : start + COLUMNS]],
+                }
+                for i in members
+            ],
+        }
+        for members, names in groups.items()
+        for start in range(0, len(names), COLUMNS)
+    ]
+
+
 def arms_view(row: Row) -> dict[str, Any]:
-    """All arms: a table of mean ± half interval, and per metric a strip for each arm on one axis."""
+    """All arms: tables of mean ± half interval, and per metric a strip for each arm on one axis."""
     arms = row["arms"]
     metrics = list(dict.fromkeys(name for arm in arms for name in arm["metrics"]))
-    table = []
-    for arm in arms:
-        cells = []
-        for name in metrics:
-            mean, low, high = summary(arm["metrics"].get(name, ()))
-            cells.append(mean_half(mean, low, high))
-        table.append({"name": arm["name"], "role": arm["role"], "note": arm.get("note") or "", "cells": cells})
     plots = []
     for name in metrics:
         lines = []
@@ -303,7 +320,7 @@ def arms_view(row: Row) -> dict[str, Any]:
             for arm, data, text, values in lines
         ]
         plots.append({"metric": name, "lines": rendered, "axis": scale_line(axis)})
-    return {"metrics": metrics, "table": table, "plots": plots}
+    return {"metrics": metrics, "blocks": _blocks(row), "plots": plots}
 
 
 def notices(row: Row, newest: Row | None, version: str | None) -> list[str]:

@@ -25,6 +25,20 @@ def number(value: Any, digits: int = 3) -> str:
     return text if "e" in text else text.replace("-", "−")
 
 
+def like(value: float | None, low: float | None, high: float | None) -> str:
+    """A number to the second digit of half the interval beside it, so that it can be told from the interval's ends.
+
+    Example:
+        >>> like(98.59, 97.2, 99.98), like(20.4, None, None), like(0.5, 0.5, 0.5)
+        ('98.6', '20.4', '0.5')
+    """
+    half = 0.0 if low is None or high is None else (high - low) / 2
+    if value is None or not 1e-6 < half < 1e6 or abs(value) >= 1e9:
+        return number(value)
+    places = max(0, 1 - math.floor(math.log10(half)))
+    return f"{value:,.{places}f}".replace("-", "−")
+
+
 def mean_half(mean: float | None, low: float | None, high: float | None) -> tuple[str, str]:
     """A mean and half its interval, both to the second digit of the half.
 
@@ -32,18 +46,19 @@ def mean_half(mean: float | None, low: float | None, high: float | None) -> tupl
         >>> mean_half(20.428, 19.04, 21.816), mean_half(0.5, 0.5, 0.5), mean_half(3.14159, None, None)
         (('20.4', '1.4'), ('0.5', '0'), ('3.14', ''))
     """
-    if mean is None or low is None or high is None:
+    if low is None or high is None:
         return number(mean), ""
-    half = (high - low) / 2
-    if not 1e-6 < half < 1e6 or abs(mean) >= 1e9:
-        return number(mean), number(half)
-    places = max(0, 1 - math.floor(math.log10(half)))
-    return f"{mean:,.{places}f}".replace("-", "−"), f"{half:,.{places}f}"
+    return like(mean, low, high), like((high - low) / 2, low, high)
 
 
-def interval_words(low: Any, high: Any) -> str:
-    """`[low, high]` in words, empty where there is no interval."""
-    return "" if low is None or high is None else f"[{number(low)}, {number(high)}]"
+def interval_words(low: float | None, high: float | None) -> str:
+    """`[low, high]` in words, empty where there is no interval.
+
+    Example:
+        >>> interval_words(97.2, 99.98), interval_words(None, None)
+        ('[97.2, 100.0]', '')
+    """
+    return "" if low is None or high is None else f"[{like(low, low, high)}, {like(high, low, high)}]"
 
 
 def p_words(p: Any) -> str:
@@ -68,7 +83,9 @@ def bar_words(check: Mapping[str, Any]) -> str:
 
 def settings_words(settings: Mapping[str, Any] | None) -> str:
     """Settings as `name = value` pairs."""
-    return ", ".join(f"{name} = {number(v, 6) if isinstance(v, float) else v}" for name, v in (settings or {}).items())
+    return ", ".join(
+        f"{name} = {number(v, 6) if isinstance(v, float) else v or repr(v)}" for name, v in (settings or {}).items()
+    )
 
 
 def short(commit: str | None) -> str:

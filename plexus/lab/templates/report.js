@@ -154,7 +154,8 @@
   function template() {
     const now = getComputedStyle(root), of = name => now.getPropertyValue("--" + name).trim();
     const axis = { gridcolor: "#8888883a", zerolinecolor: "#88888866", linecolor: "#888888", automargin: true, title: { font: { size: 13 }, standoff: 12 } };
-    return { layout: { font: { family: "system-ui, sans-serif", size: 13 }, xaxis: axis, yaxis: axis,
+    const map = [{ colorscale: "Cividis" }];
+    return { data: { heatmap: map, contour: map, surface: map }, layout: { font: { family: "system-ui, sans-serif", size: 13 }, xaxis: axis, yaxis: axis,
       colorway: [of("holds"), "#d1731f", "#2a9d74", "#b05fa8", "#8c8c2a", "#5b9bd5", "#a3503c", "#7a7f87"],
       legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, margin: { t: 64, r: 20, b: 64, l: 64 } } };
   }
@@ -168,8 +169,9 @@
       if (title === place.dataset.title) { delete layout.title; }
       layout.template = template();
       layout.autosize = true;
+      place.style.height = `${place.clientWidth < 480 ? Math.min(layout.height || 400, 420) : layout.height || 440}px`;
       delete layout.width;
-      layout.height = place.clientWidth < 480 ? Math.min(layout.height || 360, 380) : layout.height || 440;
+      delete layout.height; /* the place decides, so that a resized window keeps it */
       window.Plotly.newPlot(place, figure.data, Object.assign(layout, { paper_bgcolor: colours().paper_bgcolor,
         plot_bgcolor: colours().plot_bgcolor, font: Object.assign({}, layout.font, { color: colours()["font.color"] }) }), {
         responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg", filename: `${row.slug} ${place.dataset.title}` },
