@@ -29,14 +29,14 @@ def like(value: float | None, low: float | None, high: float | None) -> str:
     """A number to the second digit of half the interval beside it, so that it can be told from the interval's ends.
 
     Example:
-        >>> like(98.59, 97.2, 99.98), like(20.4, None, None), like(0.5, 0.5, 0.5)
-        ('98.6', '20.4', '0.5')
+        >>> like(98.59, 97.2, 99.98), like(20.4, None, None), like(-0.0001, -0.1, 0.1)
+        ('98.6', '20.4', '0.00')
     """
     half = 0.0 if low is None or high is None else (high - low) / 2
     if value is None or not 1e-6 < half < 1e6 or abs(value) >= 1e9:
         return number(value)
-    places = max(0, 1 - math.floor(math.log10(half)))
-    return f"{value:,.{places}f}".replace("-", "−")
+    text = f"{value:,.{max(0, 1 - math.floor(math.log10(half)))}f}"
+    return text.replace("-", "−" if any(digit in text for digit in "123456789") else "")
 
 
 def mean_half(mean: float | None, low: float | None, high: float | None) -> tuple[str, str]:
