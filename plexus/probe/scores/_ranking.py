@@ -9,6 +9,7 @@ Equal values count as one threshold. Chance is the share of rows with the concep
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from plexus.probe.scores._source import Features, Reading, Source, warn_undefine
 from plexus.units import Scores, Site
 from plexus.units._recording import Labels
 
-_BLOCK = 2**22  # numbers sorted at once
+_BLOCK = 2**18  # numbers sorted at once
 
 
 def average_precision(
@@ -75,49 +76,69 @@ def _ranked(
     names: Sequence[str] | None,
     features: Features,
     name: str,
-    measure: Callable[[Tensor, Tensor, Tensor, int], Tensor],
+    measure: Callable[[_Ranking, Tensor], Tensor],
     *,
     both: bool,
 ) -> Scores:
     reading = Reading(record, labels, features, names, required=True)
     scores: dict[Site, dict[str, Tensor]] = {}
     for piece in reading.whole():
-        counts = {concept: int(member.sum()) for concept, member in piece.shown.items()}
-        for concept, count in counts.items():
+        members = torch.stack(list(piece.shown.values()))
+        for concept, count in zip(piece.shown, members.sum(1).tolist(), strict=True):
             if count == 0 or (both and count == len(piece.values)):
                 warn_undefined(name, concept, "no row shows it" if count == 0 else "every row shows it")
-        blocks: dict[str, list[Tensor]] = {concept: [] for concept in piece.shown}
+        found: list[Tensor] = []
         for block in piece.values.split(max(1, _BLOCK // max(1, len(piece.values))), dim=1):
-            down, order = block.sort(dim=0, descending=True, stable=True)
-            bad = block.isnan().any(0)
-            first, last = _ties(down)
-            for concept, member in piece.shown.items():
-                value = measure(member[order].double(), first, last, counts[concept])
-                blocks[concept].append(torch.where(bad, torch.nan, value))
-        scores[piece.site] = {concept: torch.cat(parts) for concept, parts in blocks.items()}
+            block = block.T.contiguous()  # a unit's rows side by side: everything below runs along them
+            value = measure(_ranking(block), members)
+            found.append(torch.where(block.isnan().any(1), torch.nan, value))
+        scores[piece.site] = dict(zip(piece.shown, torch.cat(found, 1), strict=True))
     return concept_scores(scores, reading, name)
 
 
-def _ties(down: Tensor) -> tuple[Tensor, Tensor]:
-    """For each place of sorted columns, the first and the last place with the same value."""
-    rows = torch.arange(len(down))[:, None].expand_as(down)
-    change = down[1:] != down[:-1]
-    edge = torch.ones_like(change[:1]) if len(change) else torch.ones_like(down, dtype=torch.bool)
-    first = torch.where(torch.cat([edge, change]), rows, 0).cummax(0).values
-    last = torch.where(torch.cat([change, edge]), rows, len(down)).flip(0).cummin(0).values.flip(0)
-    return first, last
+class _Ranking(NamedTuple):
+    """Rows of each unit from the highest value down, `[unit, place]`.
+
+    Attributes:
+        order: which row stands at a place.
+        first: first place with the same value.
+        last: last place with the same value.
+    """
+
+    order: Tensor
+    first: Tensor
+    last: Tensor
 
 
-def _average_precision(shown: Tensor, first: Tensor, last: Tensor, positives: int) -> Tensor:
-    precision = shown.cumsum(0).gather(0, last) / (last + 1)
-    return _ratio((shown * precision).sum(0), positives)
+def _ranking(values: Tensor) -> _Ranking:
+    down, order = values.sort(dim=1, descending=True)
+    places = torch.arange(values.shape[1]).expand_as(down)
+    change = down[:, 1:] != down[:, :-1]
+    if bool(change.all()):
+        return _Ranking(order, places, places)
+    edge = torch.ones(len(values), 1, dtype=torch.bool)
+    first = torch.where(torch.cat([edge, change], 1), places, 0).cummax(1).values
+    last = torch.where(torch.cat([change, edge], 1), places, places.shape[1]).flip(1).cummin(1).values.flip(1)
+    return _Ranking(order, first, last)
 
 
-def _auroc(shown: Tensor, first: Tensor, last: Tensor, positives: int) -> Tensor:
-    rank = len(last) - (first + last).double() / 2  # from the lowest, 1; equal values share the mean
-    above = (shown * rank).sum(0) - positives * (positives + 1) / 2
-    return _ratio(above, positives * (len(last) - positives))
+def _average_precision(ranking: _Ranking, members: Tensor) -> Tensor:
+    """`[concept, unit]`, from boolean members `[concept, row]`."""
+    at = (ranking.last + 1).double()
+    untied = ranking.first is ranking.last
+    values = []
+    for member in members:
+        shown = member[ranking.order].double()
+        hits = shown.cumsum(1) if untied else shown.cumsum(1).gather(1, ranking.last)
+        values.append(hits.mul_(shown).div_(at).sum(1) / member.sum())
+    return torch.stack(values)
 
 
-def _ratio(sums: Tensor, count: int) -> Tensor:
-    return sums / count if count else torch.full_like(sums, torch.nan)
+def _auroc(ranking: _Ranking, members: Tensor) -> Tensor:
+    rows = members.shape[1]
+    rank = rows - (ranking.first + ranking.last).double() / 2  # from the lowest, 1; equal values share the mean
+    rank = torch.empty_like(rank).scatter_(1, ranking.order, rank)
+    shown = members.double()
+    positives = shown.sum(1, keepdim=True)
+    above = shown @ rank.T - positives * (positives + 1) / 2
+    return above / (positives * (rows - positives))
