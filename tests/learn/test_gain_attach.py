@@ -8,6 +8,7 @@ from torch import nn
 
 from plexus.errors import RangeError, SiteError, SiteNotReached, UnknownNameError, UnsupportedError
 from plexus.learn.homeostasis import attach_gain_control
+from plexus.nn import RecurrentRate
 from plexus.units._engine import attach
 from plexus.units._site import Site
 
@@ -167,6 +168,56 @@ def test_gradients_flow_through_the_gains_into_the_model():
     expected = mlp()
     expected[2](torch.relu(gain * expected[0](UNUSUAL))).sum().backward()
     torch.testing.assert_close(model[0].weight.grad, expected[0].weight.grad)
+
+
+def test_units_of_a_recurrent_layer_are_gained_inside_its_loop():
+    """The gained network equals one whose recurrent weights and output carry the gains."""
+    weight = 0.5 * torch.randn(5, 5, generator=torch.Generator().manual_seed(1)) / 5**0.5
+    net = RecurrentRate(weight)
+    x = torch.rand(30, 2, 5, generator=torch.Generator().manual_seed(2))
+    usual, unusual = [x], [x * torch.tensor([4.0, 1.0, 1.0, 1.0, 0.2])]
+    site = Site("", axes="t b u", leaf=0)
+    before = net(x)[0]
+    with attach_gain_control(net, site, reference=usual) as control:
+        assert torch.equal(net(x)[0], before)
+        (gain,) = control.adapt(unusual).values()
+        out, _ = net(x)
+        (again,) = control.adapt(usual).values()
+        assert torch.equal(again, torch.ones(5))
+        assert torch.equal(net(x)[0], before)
+    folded, _ = RecurrentRate(weight * gain)(x)
+    torch.testing.assert_close(out, gain * folded)
+    assert not torch.allclose(out, gain * before)
+    assert torch.equal(net(x)[0], before)
+
+
+def test_own_objective_reaches_the_loop_of_a_recurrent_layer():
+    net = RecurrentRate(0.1 * torch.ones(3, 3))
+    drive = torch.ones(20, 1, 3)
+    target = torch.tensor([1.0, 0.5, 0.25])
+    site = Site("", axes="t b u")
+    with attach_gain_control(net, site, objective=lambda m, b: (m(b)[0][-1] - target).square().sum(), gamma=0.0) as c:
+        c.adapt([drive], steps=400)
+        torch.testing.assert_close(net(drive)[0][-1, 0], target, rtol=1e-2, atol=1e-2)
+
+
+def test_an_lstm_is_gained_inside_its_loop_or_on_request_outside():
+    torch.manual_seed(0)
+    lstm = nn.LSTM(4, 6, batch_first=True)
+    x = torch.randn(3, 7, 4)
+    before = lstm(x)[0]
+    for where in ("loop", "readout"):
+        site = Site("", axes="b t u", where=where)
+        with attach_gain_control(lstm, site, reference=[x]) as control:
+            (gain,) = control.adapt([3 * x]).values()
+            out = lstm(x)[0]
+        cell = nn.LSTM(4, 6, batch_first=True)
+        cell.load_state_dict(lstm.state_dict())
+        if where == "loop":
+            with torch.no_grad():
+                cell.weight_hh_l0.mul_(gain)
+        torch.testing.assert_close(out, gain * cell(x)[0])
+        assert torch.equal(lstm(x)[0], before)
 
 
 def test_a_copy_made_while_attached_has_no_gains():

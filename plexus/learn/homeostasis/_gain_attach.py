@@ -41,13 +41,20 @@ _AXES = {nn.Linear: "b ... u", nn.Conv1d: "b u x", nn.Conv2d: "b u y x", nn.Conv
 
 
 class _Gain:
-    """The edit: multiplies the values of a site by the gains of its layer."""
+    """The edit: multiplies the values of a site by the gains of its layer.
+
+    A recurrent layer is given the gains once, as a port of its loop, so there the tensor is made at the start and
+    changed in place; elsewhere None is exactly 1.
+    """
 
     records = False
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, model: nn.Module) -> None:
         self.site = site
-        self.gain: Tensor | None = None  # None is exactly 1
+        module = model.get_submodule(site.path)
+        self.units = getattr(module, "hidden_size", None) or getattr(module, "units", None)
+        self.gain: Tensor | None = None
+        self.in_loop = False
 
     def __call__(self, values: Tensor, visit: Visit) -> Tensor | None:
         if self.gain is None:
@@ -55,9 +62,24 @@ class _Gain:
         gain = self.gain.to(device=values.device, dtype=values.dtype)
         return values * (gain[:, None] if values.dim() == len(visit.rows) + 2 else gain)
 
-    def port(self, units: int) -> Port:
+    def port(self) -> Port:
         """The same inside the loop of a recurrent layer."""
-        return Port() if self.gain is None else Port(gain=self.gain)
+        if not isinstance(self.units, int):
+            raise UnsupportedError(
+                f"the number of units of {self.site.path!r} is not known before it runs",
+                mend="where='readout' in the site puts the gains on what the layer gives out",
+            )
+        self.in_loop = True
+        self.gain = torch.ones(self.units)
+        return Port(gain=self.gain)
+
+    @torch.no_grad()
+    def set(self, value: Tensor | None) -> None:
+        """Change the gains; None is 1."""
+        if self.gain is not None and (value is not None or self.in_loop):
+            self.gain.requires_grad_(False).copy_(torch.ones_like(self.gain) if value is None else value)
+        else:
+            self.gain = None if value is None else value.detach().clone()
 
 
 class _Observer:
@@ -100,7 +122,7 @@ class GainAttachment:
         self.model, self.objective, self.forward = model, objective, forward
         self.alpha, self.gamma, self.memory = alpha, gamma, memory
         self.controls: dict[Site, GainControl] = {}
-        self._gains = {site: _Gain(site) for site in sites}
+        self._gains = {site: _Gain(site, model) for site in sites}
         self._reference: dict[Site, dict[str, Tensor]] = {}
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(attach(model, list(self._gains.values())))
@@ -168,7 +190,7 @@ class GainAttachment:
     def reset(self) -> None:
         """All gains back to 1, as in the reference stream; running statistics start again from it."""
         for site, gain in self._gains.items():
-            gain.gain = None
+            gain.set(None)
             if site in self._reference:
                 self.controls[site].load_state_dict(self._reference[site])
 
@@ -191,7 +213,7 @@ class GainAttachment:
 
     def _apply(self, site: Site) -> None:
         applied = self.controls[site].gain.detach() / self._reference[site]["gain"]
-        self._gains[site].gain = None if bool((applied == 1).all()) else applied
+        self._gains[site].set(None if bool((applied == 1).all()) else applied)
 
     def _observe(self, batches: Iterable[Any]) -> dict[Site, tuple[Tensor, int]]:
         """E[x²] per unit over a stream, `[unit]`, and the number of rows; summed in float64."""
@@ -228,15 +250,18 @@ class GainAttachment:
         if not batches:
             raise RangeError("there are no batches to adapt to")
         if not (steps >= 1 and rate > 0):
-            raise RangeError("steps and rate must be positive", given=(steps, rate))
+            raise RangeError("steps and rate are positive", given=(steps, rate))
         self.reset()
         for site, (moment, _) in self._observe(batches[:1]).items():
             self.controls[site] = GainControl(len(moment), recurrent=False).to(moment.device)
-        free = {site: torch.ones_like(control.gain).requires_grad_() for site, control in self.controls.items()}
+        free: dict[Site, Tensor] = {}
+        for site, control in self.controls.items():
+            self._gains[site].set(torch.ones_like(control.gain))
+            gain = self._gains[site].gain
+            assert gain is not None
+            free[site] = gain.requires_grad_()
         optimizer = torch.optim.Adam(list(free.values()), lr=rate)
         try:
-            for site, gain in free.items():
-                self._gains[site].gain = gain
             with torch.enable_grad():
                 for index in range(steps):
                     pull = torch.stack([(gain - 1).square().mean() for gain in free.values()]).sum()
@@ -255,9 +280,7 @@ class GainAttachment:
             self.reset()
             raise
         for site, gain in free.items():
-            self._gains[site].gain = gain.detach()
-            with torch.no_grad():
-                self.controls[site].gain.copy_(gain)
+            self.controls[site].gain.copy_(gain.requires_grad_(False))
         return self.gains
 
     def _require_attached(self) -> None:
