@@ -8,7 +8,7 @@ An affine edit x' = g ⊙ x + a of what a linear layer reads, or of what it puts
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,6 +55,20 @@ class _Change(NamedTuple):
     value: Tensor
 
 
+class _Task(NamedTuple):
+    """The edit of one site as a change of one layer: of what it reads, or of what it puts out.
+
+    `distance` counts the modules that the values pass, as they are, before the layer reads them.
+    """
+
+    site: Site
+    module: nn.Module
+    reads: bool
+    distance: int
+    gain: Tensor
+    bias: Tensor
+
+
 def bake(model: nn.Module, edit: Edit, *, anyway: bool = False) -> Baked:
     """Write an edit into the weights of a model, for good: afterwards the model does what it did under the edit.
 
@@ -85,11 +99,13 @@ def bake(model: nn.Module, edit: Edit, *, anyway: bool = False) -> Baked:
     edit._check_model(model, anyway)
     refuse_compiled(model)
     pending: dict[str, _Change] = {}
-    for step in edit.steps:
-        for action in step.actions():
-            gain, bias = _affine(step, action.site)
-            for change in _changes(model, action.site, gain, bias, pending):
-                pending[change.name] = change
+    tasks = [_task(model, action.site, *_affine(step, action.site)) for step in edit.steps for action in step.actions()]
+    # W g(f(x)) takes in g before f: what happens last to the values that a layer reads is written first
+    reads = sorted((task for task in tasks if task.reads), key=lambda task: -task.distance)
+    for task in [*reversed(reads), *(task for task in tasks if not task.reads)]:
+        weights = _Weights(model, task.module, task.site, pending)
+        for change in (_read if task.reads else _put_out)(weights, task.gain, task.bias):
+            pending[change.name] = change
     error = 0.0
     with torch.no_grad():
         for change in pending.values():
@@ -131,22 +147,23 @@ def _affine(step: Step, site: Site) -> tuple[Tensor, Tensor]:
     return gain.detach(), bias.detach()
 
 
-def _changes(
-    model: nn.Module, site: Site, gain: Tensor, bias: Tensor, pending: dict[str, _Change]
-) -> Iterable[_Change]:
-    module, side = find_module(model, site.path), site.at
+def _task(model: nn.Module, site: Site, gain: Tensor, bias: Tensor) -> _Task:
+    """Which layer takes the edit of a site into its weights, and with which numbers."""
+    module, reads, distance = find_module(model, site.path), site.at == "input", 0
     if site.leaf not in (None, 0):
         raise _refusal(site, "it is one of several tensors of a module")
     if any("lora" in name for name, _ in module.named_parameters()):
         raise _refusal(site, "the layer has an adapter; merge it first")
-    if side == "output" and site.where == "loop" and has_loop(module):
+    if not reads and site.where == "loop" and has_loop(module):
         raise _refusal(site, "it acts inside the layer's loop")
-    if side == "output" and _layout(module) is None and not isinstance(module, (*_NORMS, nn.RMSNorm)):
-        module, side = _reader(model, module, site), "input"
-    weights = _Weights(model, module, site, pending)
-    if side == "input":
-        return _read(weights, *_flat(site, gain, bias, _inputs(module)))
-    return _put_out(weights, *_flat(site, gain, bias, _outputs(module)))
+    if not reads and _layout(module) is None and not isinstance(module, (*_NORMS, nn.RMSNorm)):
+        module, distance = _reader(model, module, site)
+        reads = True
+    if reads and (_layout(module) is None or isinstance(module, nn.Embedding)):
+        raise _refusal(site, f"a {type(module).__name__} is no linear layer")
+    if getattr(module, "weight", None) is None:
+        raise _refusal(site, f"the {type(module).__name__} has no weights")
+    return _Task(site, module, reads, distance, *_flat(site, gain, bias, (_inputs if reads else _outputs)(module)))
 
 
 class _Weights:
@@ -155,13 +172,15 @@ class _Weights:
     def __init__(self, model: nn.Module, module: nn.Module, site: Site, pending: dict[str, _Change]) -> None:
         self.model, self.module, self.site, self.pending = model, module, site, pending
 
-    def get(self, name: str) -> tuple[str, nn.Parameter, Tensor] | None:
-        """The full name, the parameter and its value so far; None if the layer has no such parameter."""
+    def has(self, name: str) -> bool:
+        """Whether the layer has such a tensor."""
+        return getattr(self.module, name, None) is not None
+
+    def get(self, name: str) -> tuple[str, nn.Parameter, Tensor]:
+        """The full name, the parameter and its value so far."""
         parameter = self.module._parameters.get(name)
         if parameter is None:
-            if getattr(self.module, name, None) is not None:
-                raise _refusal(self.site, f"the {name} is computed from other parameters")
-            return None
+            raise _refusal(self.site, f"the {name} is computed from other parameters")
         names = [full for full, p in self.model.named_parameters(remove_duplicate=False) if p is parameter]
         if len(names) > 1:
             raise _refusal(self.site, f"its weights are used in several places ({', '.join(names)})")
@@ -174,11 +193,7 @@ class _Weights:
 
 def _read(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
     module, site = weights.module, weights.site
-    layout = _layout(module)
-    found = weights.get("weight")
-    if layout is None or found is None or isinstance(module, nn.Embedding):
-        raise _refusal(site, f"a {type(module).__name__} is no linear layer")
-    name, parameter, weight = found
+    name, parameter, weight = weights.get("weight")
     gain, bias = gain.to(weight), bias.to(weight)
     matrix = _by_input(module, weight)  # [out, in, …] of each group
     groups = matrix.shape[0]
@@ -188,31 +203,28 @@ def _read(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
     if bool((bias != 0).any()):
         if isinstance(module, _TRANSPOSED) or (isinstance(module, _CONV) and not _unpadded(module)):
             raise _refusal(site, "a constant does not reach into the padding of a convolution")
-        found = weights.get("bias")
-        if found is None:
+        if not weights.has("bias"):
             raise _refusal(site, "the layer has no bias to hold the constant")
         shift = (matrix * bias.reshape(columns.shape)).flatten(2).sum(2).reshape(-1)
-        changes.append(_Change(found[0], found[1], found[2] + shift))
+        name, parameter, offset = weights.get("bias")
+        changes.append(_Change(name, parameter, offset + shift))
     return changes
 
 
 def _put_out(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
     module, site = weights.module, weights.site
-    found = weights.get("weight")
-    if found is None:
-        raise _refusal(site, f"the {type(module).__name__} has no weights")
-    name, parameter, weight = found
+    name, parameter, weight = weights.get("weight")
     gain, bias = gain.to(weight), bias.to(weight)
     rows = _by_output(module, weight)  # [out, …]
     changed = rows * gain.reshape(-1, *(1 for _ in rows.shape[1:]))
-    offset = weights.get("bias") if not isinstance(module, nn.Embedding) else None
     if isinstance(module, nn.Embedding):
         changed = changed + bias[:, None]
-    elif offset is None and bool((bias != 0).any()):
+    elif not weights.has("bias") and bool((bias != 0).any()):
         raise _refusal(site, "the layer has no bias to hold the constant")
     changes = [_Change(name, parameter, _from_output(module, changed, weight.shape))]
-    if offset is not None:
-        changes.append(_Change(offset[0], offset[1], offset[2] * gain + bias))
+    if weights.has("bias"):
+        name, parameter, offset = weights.get("bias")
+        changes.append(_Change(name, parameter, offset * gain + bias))
     return changes
 
 
@@ -273,17 +285,19 @@ def _unpadded(module: nn.Module) -> bool:
     return all(size == 0 for size in (padding if isinstance(padding, Sequence) else (padding,)))
 
 
-def _reader(model: nn.Module, module: nn.Module, site: Site) -> nn.Module:
-    """The linear layer that reads what a module of a Sequential puts out, nothing in between."""
+def _reader(model: nn.Module, module: nn.Module, site: Site) -> tuple[nn.Module, int]:
+    """The linear layer that reads what a module of a Sequential puts out, and how many modules on it stands."""
     parent = find_module(model, site.path.rpartition(".")[0])
     following = []
     if isinstance(parent, nn.Sequential) and site.path:
         names = list(parent._modules)
         following = [parent._modules[name] for name in names[names.index(site.path.rpartition(".")[2]) + 1 :]]
-    reader = next((layer for layer in following if not isinstance(layer, nn.Identity)), None)
+    distance, reader = next(
+        ((count, layer) for count, layer in enumerate(following, 1) if not isinstance(layer, nn.Identity)), (0, None)
+    )
     if reader is None or _layout(reader) is None or isinstance(reader, nn.Embedding):
         raise _refusal(site, f"what a {type(module).__name__} puts out does not go straight into a linear layer")
-    return reader
+    return reader, distance
 
 
 def _flat(site: Site, gain: Tensor, bias: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -83,6 +83,20 @@ def test_what_goes_straight_into_a_linear_layer() -> None:
     torch.testing.assert_close(net(x), expected)
 
 
+def test_edits_of_one_tensor_under_two_names_keep_their_order() -> None:
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Identity(), nn.Linear(4, 2)), torch.randn(5, 3)
+    places = [Site("3", at="input"), Site("1"), Site("2")]  # not the order in which the values pass
+    steps = [edit.scale(Neurons.of({site: 4}, {site: [0, 1]}), n + 2.0) for n, site in enumerate(places)]
+    steps += [edit.add(Neurons.of({site: 4}, {site: [1, 2]}), n + 0.5) for n, site in enumerate(places)]
+    action = steps[0]
+    for step in steps[1:]:
+        action = action.then(step)
+    with action.on(net):
+        expected = net(x)
+    edit.bake(net, action)
+    torch.testing.assert_close(net(x), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_the_report_says_how_exact_it_is() -> None:
     chosen = Neurons.of({Site("0"): 8}, {Site("0"): range(8)})
     net = nn.Sequential(nn.Linear(4, 8))
@@ -92,7 +106,7 @@ def test_the_report_says_how_exact_it_is() -> None:
     weight = half[0].weight.detach().float() / 3
     report = edit.bake(half, edit.scale(chosen, 1 / 3))
     assert report.dtype == torch.bfloat16
-    rounding = float((half[0].weight.float() - weight).abs().max() / weight.abs().max())
+    rounding = float((half[0].weight.detach().float() - weight).abs().max() / weight.abs().max())
     assert 0 < rounding <= 2**-8
     assert report.error == pytest.approx(max(rounding, report.error), rel=1e-3)
     assert report.error <= 2**-8
