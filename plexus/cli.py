@@ -166,7 +166,8 @@ def run(
     for entry in entries:
         path = entry.source.path
         ices[entry.slug] = refuse_unfrozen(path, entry.slug) if confirm else frozen(path)
-    target = _writable(ledger_folder(ledger)) if confirm else None
+    own = any(entry.source.is_file for entry in entries) and "PLEXUS_LEDGER" not in os.environ
+    target = _writable(ledger or (Path("ledger") if own else ledger_folder())) if confirm else None
     rows, broken = [], False
     for entry in entries:
         chosen = (

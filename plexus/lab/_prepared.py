@@ -18,6 +18,7 @@ import hmac
 import io
 import os
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from plexus.lab._store import cache_folder
 
 MAGIC = b"plexus prepared 1\n"
 DIGEST = 32
+HOUR = 3600.0
 
 
 @functools.lru_cache(maxsize=1)
@@ -115,7 +117,11 @@ class PreparedCache:
         files = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(OSError):
-                files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.name))
+                stat = entry.stat()
+                if entry.name.endswith(".tmp") and time.time() - stat.st_mtime > HOUR:
+                    os.unlink(entry)  # of a writer that was killed
+                else:
+                    files.append((stat.st_mtime_ns, stat.st_size, entry.name))
         total = sum(size for _, size, _ in files)
         for _, size, name in sorted(files):
             if total <= self.cap:

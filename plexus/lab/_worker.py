@@ -122,11 +122,19 @@ def _perform(store: Store, task: Task, connection: Connection) -> Report:
         return Report(task, error=line, traceback=_trace())
 
 
+_looked: dict[str, frozenset[str]] = {}
+"""Study → the names of the loaded modules when all that count were last found to be known."""
+
+
 def _late(store: Store, job: Job, task: Task) -> tuple[dict[str, str] | None, Code]:
     """Modules loaded that the key does not cover; noted in the store before anything is saved under it."""
+    names = frozenset(sys.modules)
+    if _looked.get(job.entry.slug) == names:
+        return None, task.code
     known = {**task.code.modules, **task.code.extras}
     late = {name: path for name, path in relevant_modules(job.entry.source).items() if name not in known}
     if not late:
+        _looked[job.entry.slug] = names
         return None, task.code
     code = task.code.with_extras(late)
     store.save_late(job.entry.slug, code)

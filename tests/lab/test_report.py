@@ -270,7 +270,7 @@ def test_a_failed_page_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_the_page_stays_small(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     page_of(tmp_path, rows)
-    assert (tmp_path / "out" / "report.html").stat().st_size < 6_000_000
+    assert (tmp_path / "out" / "report.html").stat().st_size < 3_000_000
 
 
 def test_header_counts_with_false_discoveries_controlled() -> None:

@@ -141,6 +141,11 @@ def test_a_trial_that_kills_every_worker_is_reported_and_the_rest_goes_on(store_
     assert sorted(done.trials["method"]) == [1]
 
 
+def test_a_store_behind_a_url(tmp_path):
+    url = f"file://{tmp_path}/store"
+    assert (run(url, seeds=(0,)).ran, run(url, seeds=(0,)).found) == (2, 2)
+
+
 def _workers(process):
     return [
         child

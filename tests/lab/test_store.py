@@ -298,6 +298,16 @@ def test_the_cache_keeps_below_its_cap_and_drops_what_was_not_used(tmp_path):
     assert {path.stem for path in tmp_path.iterdir()} == left
 
 
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    old, young = tmp_path / ".a.1.tmp", tmp_path / ".b.1.tmp"
+    for path in (old, young):
+        path.write_bytes(bytes(100))
+    os.utime(old, (1.0, 1.0))
+    PreparedCache(tmp_path).write("k", b"x")
+    assert not old.exists()
+    assert young.exists()
+
+
 def test_what_cannot_be_pickled_is_made_for_every_trial(tmp_path):
     cache = PreparedCache(tmp_path)
     for _ in range(2):
