@@ -1,11 +1,13 @@
 """The report: one self-contained HTML page made from the ledger, for a reader with a browser and no network.
 
-The page holds its style, its scripts, the rows themselves as JSON, and Plotly's code once (only where a row has a
-figure of its own; it runs when the first such figure is opened). The claims map and the strips are SVG and need none.
+The page holds its style, its scripts, the rows themselves as JSON, and Plotly's code once (compressed, and only
+where a row has a figure of its own). The claims map and the strips are SVG and need no script.
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import os
 import tempfile
@@ -100,8 +102,8 @@ def render(ledger: Ledger) -> str:
     marks, newest = dots(ledger), max(ledger.rows, key=lambda row: row["measured"], default=None)
     plotting = ""
     if any(row["figures"] for row in ledger.rows):
-        plotting = require("plotly.offline", "lab", purpose="the figures of the report").get_plotlyjs()
-        plotting = plotting.replace("</script", "<\\/script")
+        code = require("plotly.offline", "lab", purpose="the figures of the report").get_plotlyjs()
+        plotting = base64.b64encode(gzip.compress(code.encode(), mtime=0)).decode()
     page: str = environment.from_string(text["report.html"]).render(
         rows=[_row_view(row, newest) for row in ledger.rows],
         questions=QUESTIONS,

@@ -142,14 +142,18 @@
     const now = getComputedStyle(root), of = name => now.getPropertyValue("--" + name).trim();
     return { paper_bgcolor: of("paper"), plot_bgcolor: of("paper"), "font.color": of("ink") };
   }
+  let waking = null;
   function wake() {
-    if (window.Plotly) return true;
-    const source = document.getElementById("plotting");
-    if (!source) return false;
-    const script = document.createElement("script");
-    script.textContent = source.textContent;
-    document.head.append(script);
-    return Boolean(window.Plotly);
+    waking ??= (async () => {
+      const source = document.getElementById("plotting");
+      if (!source) throw new Error("the page holds no plotting code");
+      const bytes = Uint8Array.from(atob(source.textContent), letter => letter.charCodeAt(0));
+      const script = document.createElement("script");
+      script.textContent = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+      document.head.append(script);
+      if (!window.Plotly) throw new Error("the plotting code does not run here");
+    })();
+    return waking;
   }
   function template() {
     const now = getComputedStyle(root), of = name => now.getPropertyValue("--" + name).trim();
@@ -159,11 +163,17 @@
       colorway: [of("holds"), "#d1731f", "#2a9d74", "#b05fa8", "#8c8c2a", "#5b9bd5", "#a3503c", "#7a7f87"],
       legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, margin: { t: 64, r: 20, b: 64, l: 64 } } };
   }
+  function fail(place, error) {
+    place.textContent = `This figure cannot be drawn: ${error.message}`;
+  }
   function draw(study) {
     const row = rows.get(study.dataset.slug);
     all(".plot:not([data-drawn])", study).forEach(place => {
       place.dataset.drawn = "1";
-      if (!wake()) { place.textContent = "This figure needs the plotting code, which this page does not hold."; return; }
+      if (!window.Plotly) {
+        wake().then(() => { delete place.dataset.drawn; draw(study); }, error => fail(place, error));
+        return;
+      }
       const figure = row.figures[Number(place.dataset.index)].figure, layout = Object.assign({}, figure.layout);
       const title = layout.title && (layout.title.text || layout.title);
       if (title === place.dataset.title) { delete layout.title; }
@@ -176,13 +186,15 @@
         plot_bgcolor: colours().plot_bgcolor, font: Object.assign({}, layout.font, { color: colours()["font.color"] }) }), {
         responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg", filename: `${row.slug} ${place.dataset.title}` },
         modeBarButtonsToRemove: ["lasso2d", "select2d"],
-      }).then(() => painted.add(place), error => { place.textContent = `This figure cannot be drawn: ${error.message}`; });
+      }).then(() => painted.add(place), error => fail(place, error));
     });
   }
   all("details.study").forEach(study => {
     if (study.open) draw(study);
     study.addEventListener("toggle", () => { if (study.open) draw(study); });
   });
+
+  if (document.getElementById("plotting")) (window.requestIdleCallback || setTimeout)(() => wake().catch(() => {}));
 
   /* On paper everything is open. */
   let closed = [];
