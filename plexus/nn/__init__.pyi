@@ -13,3 +13,5 @@ from .neurons import RecurrentLIF as RecurrentLIF
 from . import encoding as encoding
 from ._sequential import Sequential as Sequential
 from ._sequential import Stateful as Stateful
+from ._initialise import fluctuation_driven_ as fluctuation_driven_
+from ._initialise import init_firing_ as init_firing_

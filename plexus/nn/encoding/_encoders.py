@@ -143,7 +143,9 @@ def _draw(probability: Tensor, steps: int, generator: torch.Generator | None) ->
 def _check(x: Tensor, steps: int, *, bounded: bool = True) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         given = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise DtypeError("encoders take floating point tensors", given=given, mend="scale and convert it, x.float() / 255")
+        raise DtypeError(
+            "encoders take floating point tensors", given=given, mend="scale and convert it, x.float() / 255"
+        )
     if steps < 0:
         raise RangeError("the number of steps is negative", given=steps, expected=">= 0")
     if not bool(torch.isfinite(x).all()):

@@ -103,7 +103,9 @@ class LIF(nn.Module):
         if refractory < 0:
             raise RangeError("the refractory time is negative", given=refractory, expected="ms >= 0")
         if discretisation == "euler" and bool((torch.as_tensor(tau_mem) <= dt).any()):
-            raise RangeError("a time constant is too short for Euler steps", given=tau_mem, expected=f"more than {dt} ms")
+            raise RangeError(
+                "a time constant is too short for Euler steps", given=tau_mem, expected=f"more than {dt} ms"
+            )
         self.dt, self.discretisation, self.scale_input = dt, discretisation, scale_input
         self.reset, self.delayed_reset, self.detach_reset = reset, delayed_reset, detach_reset
         self.inclusive = inclusive

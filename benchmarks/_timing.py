@@ -1,0 +1,65 @@
+"""What the benchmarks share: repeated timing, copy bandwidth, peak memory, and JSON lines."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+MILLISECONDS = 1e3
+
+
+def once(function: Callable[[], object]) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter()
+    function()
+    return (time.perf_counter() - start) * MILLISECONDS
+
+
+def copy_time(elements: int) -> Callable[[], float]:
+    """A clock for copying a float32 tensor of that many elements onto another: one read and one write of each."""
+    import torch
+
+    source, target = torch.rand(elements), torch.empty(elements)
+    return lambda: once(lambda: target.copy_(source))
+
+
+def peak_memory(function: Callable[[], object]) -> float | None:
+    """MB by which the resident memory of this process rises at most during the call; None where it cannot be told."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # else memory that an earlier call gave back to the allocator counts as there
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        function()
+        return (_status("VmHWM") - before) / 1024
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise ValueError(field)
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Median and minimum, ms."""
+    return {"median_ms": round(statistics.median(times), 3), "min_ms": round(min(times), 3)}
+
+
+def emit(record: dict[str, object], as_json: bool) -> None:
+    """One result: a JSON line, or a line to read."""
+    if as_json:
+        print(json.dumps(record), flush=True)
+    else:
+        print("  ".join(f"{k}={v}" for k, v in record.items()), flush=True)
+
+
+def note(text: str) -> None:
+    """What is going on, on the error stream."""
+    print(text, file=sys.stderr, flush=True)

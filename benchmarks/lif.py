@@ -1,0 +1,141 @@
+"""LIF over time beside the peers, and beside the time to move the bytes that must move.
+
+    python benchmarks/lif.py [--json] [--rounds 15] [--threads 2] [--peers .venv-peers]
+
+A layer of neurons with decay 0.9, hard reset and the arctan surrogate, float32. Each round times every contender once, so
+that what disturbs the machine disturbs all; ratios are of medians. The floor of forward is one read of the input and one write
+of the spikes; forward and backward read the input twice (it is what is saved) and the gradient once, and write spikes
+and gradient: five tensors at copy bandwidth. Peers run in their own
+environment (`make peers`); those that are not there are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from _timing import copy_time, emit, note, once, peak_memory, summary
+
+import plexus as px
+
+ROOT = Path(__file__).parents[1]
+SHAPES = ((100, 64, 1000), (25, 128, 4096))
+MODES = ("forward", "forward+backward")
+TENSORS = {"forward": 2, "forward+backward": 5}
+PEERS = ("snntorch", "norse", "spikingjelly torch", "spikingjelly inductor")
+
+
+class Peers:
+    """The peers' process; asks it for one timing at a time."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        python = folder / "bin" / "python"
+        self.process: subprocess.Popen[str] | None = None
+        if python.exists():
+            script = Path(__file__).with_name("_lif_peers.py")
+            self.process = subprocess.Popen(
+                [python, script, str(threads), "memory"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        else:
+            note(f"no peers' environment at {folder}: `make peers` creates it; timing ours alone")
+
+    def time(self, name: str, mode: str, shape: tuple[int, ...]) -> dict[str, float | str | None]:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\t".join([name, mode, *map(str, shape)]) + "\n")
+        self.process.stdin.flush()
+        while line := self.process.stdout.readline():
+            if line.startswith("{"):
+                return json.loads(line)
+        return {"error": "the peers' process ended"}
+
+    def close(self) -> None:
+        if self.process is not None:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            self.process.wait(timeout=30)
+
+
+def ours(mode: str, shape: tuple[int, ...]):
+    x = torch.rand(shape, requires_grad=mode != "forward")
+    grad = torch.rand(shape)
+
+    def call():
+        if mode == "forward":
+            with torch.no_grad():
+                return px.kernels.lif(x, decay=0.9, reset="hard")[0]
+        return torch.autograd.grad(px.kernels.lif(x, decay=0.9, reset="hard")[0], x, grad)
+
+    call()
+    call()
+    return call
+
+
+def compare(mode: str, shape: tuple[int, ...], peers: Peers, rounds: int) -> dict[str, object]:
+    call, copy = ours(mode, shape), copy_time(shape[0] * shape[1] * shape[2])
+    copy()
+    times: dict[str, list[float]] = {"plexus": [], "copy": []}
+    errors: dict[str, str] = {}
+    memory: dict[str, float | None] = {"plexus": peak_memory(call)}
+    for _ in range(rounds):
+        times["copy"].append(copy())
+        times["plexus"].append(once(call))
+        for name in PEERS if peers.process else ():
+            if name in errors:
+                continue
+            answer = peers.time(name, mode, shape)
+            if "error" in answer:
+                errors[name] = str(answer["error"])
+                note(f"{name}: {errors[name]}")
+                continue
+            times.setdefault(name, []).append(float(answer["ms"]))
+            memory[name] = max(filter(None, (memory.get(name), answer["peak_mb"])), default=None)
+    found = {name: summary(values) for name, values in times.items() if values}
+    floor = found.pop("copy")["median_ms"] / 2 * TENSORS[mode]
+    mine = found["plexus"]["median_ms"]
+    return {
+        "benchmark": "lif",
+        "mode": mode,
+        "shape": list(shape),
+        "threads": torch.get_num_threads(),
+        "floor_ms": round(floor, 3),
+        "plexus_over_floor": round(mine / floor, 2),
+        "plexus": found["plexus"],
+        "peers": {name: values for name, values in found.items() if name != "plexus"},
+        "speedup": {name: round(v["median_ms"] / mine, 2) for name, v in found.items() if name != "plexus"},
+        "peak_mb": {name: None if v is None else round(v, 1) for name, v in memory.items()},
+        "errors": errors,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; JSON lines on stdout with `--json`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print JSON lines and nothing else on stdout")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--peers", type=Path, default=Path(os.environ.get("PLEXUS_PEERS", ROOT / ".venv-peers")))
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    for shape in SHAPES:
+        for mode in MODES:
+            peers = Peers(options.peers, options.threads)
+            try:
+                emit(compare(mode, shape, peers, options.rounds), options.json)
+            finally:
+                peers.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
