@@ -18,7 +18,7 @@ What building it showed. Repulsion, a lower maximum and equalisation are there i
 lower minimum and decorrelation are there at the reconstructed constants but in only about half of the range. Divisive
 normalisation by each unit's own drive, without any knowledge of the weights, repels and equalises as much as the
 optimum does, so the effects speak for gains in a recurrent circuit rather than for this objective. On the ring, a
-common gain codes better than the adapted gains at equal activity, because the pull towards 1 keeps the other gains up.
+common gain codes better than the adapted gains at nearly equal activity, for the pull towards 1 keeps the others up.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Config:
     gamma: float = 1.9
     adapter: float = 0.35
     silence: float = 0.1
-    online_stimuli: int = 3000
+    online_stimuli: int = 5000
     shuffles: int = 50
     synaptic_steps: int = 60
     constants: int = 80
