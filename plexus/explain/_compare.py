@@ -30,6 +30,11 @@ class Effect:
         before: on the model as it is.
         after: under the edit.
         controls: the measure's change under the same edit on random units, float64 `[control]`.
+
+    Example:
+        >>> effect = Effect("accuracy", before=0.9, after=0.4, controls=torch.tensor([-0.1, 0.0, -0.2]))
+        >>> effect.change, effect.percentile, effect.p
+        (-0.5, 0.0, 0.25)
     """
 
     name: str
@@ -65,6 +70,16 @@ class Comparison(Mapping[str, Effect]):
         edit: what was done.
         n_random: number of controls.
         seed: of their draw.
+
+    Example:
+        >>> from plexus import edit as px_edit
+        >>> from plexus.units import Neurons, Site
+        >>> site = Site("0", "b u")
+        >>> doubled = px_edit.scale(Neurons.of({site: 4}, {site: [0]}), 2.0)
+        >>> model = nn.Sequential(nn.Identity())
+        >>> found = compare(model, doubled, {"sum": lambda m: m(torch.ones(1, 4)).sum()}, n_random=3)
+        >>> list(found), found["sum"].change, found["sum"].p
+        (['sum'], 1.0, 1.0)
     """
 
     def __init__(self, edit: Edit, effects: tuple[Effect, ...], n_random: int, seed: int) -> None:

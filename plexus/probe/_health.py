@@ -50,6 +50,11 @@ class LayerHealth:
         drive: mean input over the threshold, for spiking layers.
         potential: highest potential over the threshold that the input alone would give.
         finite: whether all values were finite.
+
+    Example:
+        >>> layer = health(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.randn(8, 2))["1"]
+        >>> layer.kind, layer.units, layer.finite
+        ('rectified', 3, True)
     """
 
     name: str
@@ -77,6 +82,11 @@ class Health:
         loss: the loss whose gradient was measured.
         model: fingerprint of the network.
         unread: modules whose axes could not be told, and modules that did not run.
+
+    Example:
+        >>> report = health(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.randn(8, 2))
+        >>> [layer.name for layer in report.layers], sum(report.silent.sizes.values())
+        (['1'], 3)
     """
 
     layers: tuple[LayerHealth, ...]

@@ -31,26 +31,13 @@ def random_state_kept() -> Iterator[None]:
 @contextlib.contextmanager
 def state_kept(model: nn.Module) -> Iterator[None]:
     """Put training flags, buffers and tensors kept as plain attributes back on leaving, values and identities."""
-    saved = [
-        (
-            module,
-            module.training,
-            _copies(module._buffers),
-            _copies({name: value for name, value in vars(module).items() if isinstance(value, Tensor)}),
-        )
-        for module in model.modules()
-    ]
+    saved = [_ModuleState(module) for module in model.modules()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for module, training, buffers, attributes in saved:
-                module.training = training
-                module._buffers.clear()
-                for name, (value, copy) in buffers.items():
-                    module._buffers[name] = _as_it_was(value, copy)
-                for name, (value, copy) in attributes.items():
-                    vars(module)[name] = _as_it_was(value, copy)
+            for state in saved:
+                state.put_back()
 
 
 @contextlib.contextmanager
@@ -64,15 +51,47 @@ def quiet(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
         yield
 
 
-def _copies(tensors: dict[str, Any]) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-    return {name: (value, None if value is None else value.detach().clone()) for name, value in tensors.items()}
+class _ModuleState:
+    """What one module holds besides its parameters and its children."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.training = module, module.training
+        self.buffers = {name: (value, _copies(value)) for name, value in module._buffers.items()}
+        self.attributes = {name: (value, _copies(value)) for name, value in vars(module).items() if _holds(value)}
+        self.empty = [name for name, value in vars(module).items() if value is None]
+        self.names = set(vars(module))
+
+    def put_back(self) -> None:
+        attributes = vars(self.module)
+        self.module.training = self.training
+        self.module._buffers.clear()
+        for name, (value, copies) in self.buffers.items():
+            self.module._buffers[name] = _as_it_was(value, copies)
+        for name, (value, copies) in self.attributes.items():
+            attributes[name] = _as_it_was(value, copies)
+        for name in self.empty:
+            if _holds(attributes.get(name)):
+                attributes[name] = None
+        for name in [name for name, value in attributes.items() if name not in self.names and _holds(value)]:
+            del attributes[name]
 
 
-def _as_it_was(value: Tensor | None, copy: Tensor | None) -> Tensor | None:
-    if value is None or copy is None:
-        return value
-    if value.shape != copy.shape:
-        value.data = copy
-    elif not torch.equal(value.detach(), copy):
-        value.detach().copy_(copy)
+def _holds(value: Any) -> bool:
+    """Whether a value is a tensor, or a tuple or list of tensors, as hidden states are."""
+    parts = value if isinstance(value, tuple | list) else [value]
+    return len(parts) > 0 and all(isinstance(part, Tensor) and not isinstance(part, nn.Parameter) for part in parts)
+
+
+def _copies(value: Any) -> list[Tensor]:
+    parts = [] if value is None else [value] if isinstance(value, Tensor) else list(value)
+    return [part.detach().clone() for part in parts]
+
+
+def _as_it_was(value: Any, copies: list[Tensor]) -> Any:
+    parts = [] if value is None else [value] if isinstance(value, Tensor) else list(value)
+    for part, copy in zip(parts, copies, strict=True):
+        if part.shape != copy.shape:
+            part.data = copy
+        elif not torch.equal(part.detach(), copy):
+            part.detach().copy_(copy)
     return value

@@ -31,7 +31,7 @@ from plexus.errors import (
 from plexus.probe._batches import Forward, each_batch, labels_in, run, sample_counts
 from plexus.probe._collect import POSITIONS, Collector, Positions
 from plexus.probe._progress import length, tracked
-from plexus.probe._quiet import quiet
+from plexus.probe._quiet import quiet, state_kept
 from plexus.probe._taps import Look, Slope
 from plexus.units import Recording, Site, Table, attach, fingerprint
 from plexus.units._recording import Labels, check_labels
@@ -76,7 +76,8 @@ def record(
         grad: a loss `(output, batch) -> scalar`; its gradients at the sites are recorded instead of the values.
         forward: how to run the model on a batch, `(model, batch) -> output`, where a plain call is not it.
         generate: run `model.generate` with these arguments (`True`: with none) token by token.
-        before_batch: called with the model before each batch, for example to reset a network that keeps its state.
+        before_batch: called with the model before each batch. Every batch starts from the buffers and tensor attributes
+            that the model has now; this is for networks that keep state elsewhere.
         budget: bytes of rows held in memory; beyond it, rows go to disk. None: no limit.
         spill: a new folder for the rows; they then go there from the start, and stay. Without it rows over the budget
             go to a temporary folder that lives as long as the recording.
@@ -236,11 +237,12 @@ class _Session:
         """Rows of one batch, its samples numbered from `first`, and their count."""
         options = self.options
         self.collector.begin()
-        if options.before_batch is not None:
-            options.before_batch(self.model)
-        output = run(self.model, batch, options.forward, options.generate)
-        if options.grad is not None:
-            self._differentiate(options.grad(output, batch))
+        with state_kept(self.model):  # no batch finds what another one left
+            if options.before_batch is not None:
+                options.before_batch(self.model)
+            output = run(self.model, batch, options.forward, options.generate)
+            if options.grad is not None:
+                self._differentiate(options.grad(output, batch))
         values, table, count = self.collector.finish(first)
         possible = sample_counts(batch)
         if count is None:

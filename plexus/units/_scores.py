@@ -27,7 +27,13 @@ KIND, VERSION = "scores", 1
 
 
 class Unit(NamedTuple):
-    """One unit, its score, and the concept that it was scored for."""
+    """One unit and its score, as `Scores.ranked` lists them.
+
+    Example:
+        >>> best = Scores({Site("fc1", "b u"): torch.tensor([0.25, 0.75])}).ranked(1)[0]
+        >>> best.unit, best.score
+        (1, 0.75)
+    """
 
     site: Site
     unit: int

@@ -137,6 +137,8 @@ class Everything(nn.Module):
         self.register_buffer("count", torch.zeros(()))
         self.register_buffer("state", None)
         self.hidden = torch.zeros(4)
+        self.cell = (torch.zeros(2), torch.zeros(2))
+        self.later = None
         self.drop.eval()
 
     def forward(self, x):
@@ -145,6 +147,8 @@ class Everything(nn.Module):
         self.register_buffer("new", x.clone())
         self.hidden = self.hidden + 1
         self.hidden.mul_(2)
+        self.cell[0].add_(1)
+        self.later, self.unknown = (x, x), [x]
         torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
         return self.fc(self.drop(self.norm(x)))
 
@@ -197,6 +201,9 @@ def test_the_model_and_the_random_state_are_as_before(how):
     assert model.count is count
     assert model.hidden is hidden
     assert hidden.tolist() == [0] * 4
+    assert model.cell[0].tolist() == [0, 0]
+    assert model.later is None
+    assert not hasattr(model, "unknown")
     assert not model._forward_hooks
     assert torch.is_grad_enabled()
 
@@ -211,7 +218,7 @@ def test_dropout_is_off_and_recorded_values_can_be_used_in_training():
     assert readout.weight.grad is not None
 
 
-def test_a_network_that_keeps_state_can_be_reset_before_each_batch():
+def test_no_batch_finds_the_state_that_another_left():
     class Leaky(nn.Module):
         def __init__(self):
             super().__init__()
@@ -226,9 +233,13 @@ def test_a_network_that_keeps_state_can_be_reset_before_each_batch():
         model.v = None
 
     x, site = torch.ones(2, 3), Site("out", "b u")
-    record = probe.record(Leaky(), [x, x], site, before_batch=reset)
-    assert (record[site] == 1).all()
-    assert (probe.record(Leaky(), [x, x], site)[site][2:] == 1.5).all()
+    model = Leaky()
+    assert (probe.record(model, [x, x[:1]], site)[site] == 1).all()
+    assert model.v is None
+    model.v = torch.full((2, 3), 2.0)
+    assert (probe.record(model, [x, x], site)[site] == 2).all()
+    assert (probe.record(model, [x, x], site, before_batch=reset)[site] == 1).all()
+    assert (model.v == 2).all()
 
 
 def test_batches_as_tuples_mappings_and_keyword_only_calls():

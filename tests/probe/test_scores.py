@@ -32,7 +32,7 @@ def ranked(draw):
     return torch.tensor(values, dtype=torch.float64), torch.tensor(labels)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(ranked())
 def test_ranking_scores_agree_with_scikit_learn_with_ties(data):
     metrics = pytest.importorskip("sklearn.metrics")
@@ -46,7 +46,7 @@ def test_ranking_scores_agree_with_scikit_learn_with_ties(data):
         np.testing.assert_allclose(ours(record, labels)[A].numpy(), expected, atol=1e-12)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(ranked())
 def test_auroc_is_the_chance_that_a_shown_row_is_higher(data):
     values, labels = data

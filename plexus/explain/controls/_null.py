@@ -25,6 +25,10 @@ class Null(NamedTuple):
         mean: of the controls.
         low: 2.5th percentile of the controls.
         high: 97.5th percentile of the controls.
+
+    Example:
+        >>> null(3.0, torch.tensor([1.0, 1.0, 1.0])).mean
+        1.0
     """
 
     percentile: float
