@@ -2,10 +2,10 @@
 
     python benchmarks/reservoir.py [--rounds 7] [--threads 1] [--peers .venv-peers]
 
-A leaky tanh reservoir with 10 % of its connections is driven by the Mackey–Glass series, and a ridge readout predicts the
-next step; float64. Both sides get the same weights, inputs and penalty, and their predictions are compared. reservoirpy runs
-in an environment of its own, with its weights dense and sparse; the faster counts. Each round times every contender once;
-ratios are of medians. Without the peer only our own times are printed. Prints JSON lines.
+A leaky tanh reservoir with 10 % of its connections is driven by the Mackey–Glass series, and a ridge readout predicts
+the next step; float64. Both sides get the same weights, inputs and penalty, and their predictions are compared.
+reservoirpy runs in an environment of its own, with its weights dense and sparse; the faster counts. Each round times
+every contender once; ratios are of medians. Without the peer only our own times are printed. Prints JSON lines.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 
 from plexus.errors import RangeError
 from plexus.learn.readout._estimator import Floats, Readout, as_targets
-from plexus.probe._ridge import check_penalties, held_out_errors, ridge_factors
+from plexus.probe._ridge import check_penalties, held_out_errors, ridge_factors, ridge_solve
 
 LAMBDAS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 """The usual path of penalties for rates between 0 and 1 and some thousand steps."""
@@ -73,8 +73,11 @@ class RidgeReadout(Readout):
             else:
                 spread = targets.var(0)
                 chosen = float(path[(errors / np.where(spread > 0, spread, 1.0)).mean(1).argmin()])
-        factors = ridge_factors(x, targets, intercept=self.fit_intercept, smallest=float(np.min(chosen)))
-        weights, intercept = factors.coefficients(chosen)
+        if np.ndim(chosen):
+            factors = ridge_factors(x, targets, intercept=self.fit_intercept, smallest=float(np.min(chosen)))
+            weights, intercept = factors.coefficients(chosen)
+        else:
+            weights, intercept = ridge_solve(x, targets, chosen, intercept=self.fit_intercept)
         self.lambda_ = chosen
         self._set(weights, intercept, one_target)
         return self
