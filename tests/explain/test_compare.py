@@ -79,7 +79,7 @@ def test_measures_that_draw_random_numbers_see_the_same_ones():
     model = planted()
 
     def noisy(model):
-        return float(model(X + torch.randn(16, 4))[:, 0].mean())
+        return model(X + torch.randn(16, 4))[:, 0].mean().item()
 
     nothing = edit.scale(chosen(7), 1.0)
     found = explain.compare(model, nothing, {"noisy": noisy}, n_random=4)

@@ -223,6 +223,47 @@ def test_recorders_see_edits_whatever_the_nesting():
     assert all(torch.equal(again[site], plain[site]) for site in hidden)
 
 
+COMMON = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 50,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize("family", ["Phi3ForCausalLM", "GPTNeoXForCausalLM", "LlamaForCausalLM", "BertForMaskedLM"])
+@pytest.mark.parametrize("find", [sites.mlp, sites.heads, sites.residual])
+def test_families(family, find):
+    kind = getattr(transformers, family)
+    model = kind(kind.config_class(**COMMON)).eval()
+    places = find(model)
+    record = probe.record(model, RIGHT, places)
+    slopes = probe.record(model, RIGHT, places, grad=lambda output, batch: output.logits[:, 0].square().sum())
+    for site in places:
+        assert torch.bincount(record.table[site].sample).tolist() == LENGTHS.tolist()
+        assert (slopes[site][slopes.table[site].position == 0] != 0).any()
+    assert probe.scores.gradient_times_activation(record, slopes).sizes == record.sizes
+
+
+def test_a_vision_transformer():
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        image_size=8,
+        patch_size=4,
+    )
+    model = transformers.ViTModel(config).eval()
+    hidden = sites.mlp(model)
+    record = probe.record(model, {"pixel_values": torch.randn(3, 3, 8, 8)}, hidden)
+    assert record.dense(hidden[0]).shape == (3, 5, 24)  # four patches and the class token
+
+
 def test_a_broken_weight_is_named():
     model = gpt2()
     with torch.no_grad():
