@@ -2,11 +2,11 @@
 
     python benchmarks/lif.py [--json] [--rounds 15] [--threads 2] [--peers .venv-peers]
 
-A layer of neurons with decay 0.9, hard reset and the arctan surrogate, float32. Each round times every contender once, so
-that what disturbs the machine disturbs all; ratios are of medians. The floor of forward is one read of the input and one write
-of the spikes; forward and backward read the input twice (it is what is saved) and the gradient once, and write spikes
-and gradient: five tensors at copy bandwidth. Peers run in their own
-environment (`make peers`); those that are not there are left out.
+A layer of neurons with decay 0.9, hard reset and the arctan surrogate, float32. Each round times every contender
+once, so that what disturbs the machine disturbs all; ratios are of medians. The floor of forward is one read of the
+input and one write of the spikes; forward and backward read the input twice (it is what is saved) and the gradient
+once, and write spikes and gradient: five tensors at copy bandwidth. Peers run in their own environment (`make
+peers`); those that are not there are left out.
 """
 
 from __future__ import annotations

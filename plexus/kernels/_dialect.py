@@ -1,7 +1,7 @@
 """The words in which a neuron model is written, so that one source runs on tensors and on scalars.
 
-These are the tensor versions; `_numba` gives the scalar ones. A model's functions may use these, arithmetic and comparisons
-(combined with `&` and `|`), and nothing else; an `if` may only ask for an option, never for a value.
+These are the tensor versions; `_source` gives the scalar ones. A model's functions may use these, arithmetic and
+comparisons (combined with `&` and `|`), and nothing else; an `if` may only ask for an option, never for a value.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Number = Tensor | float
 
 def where(condition: Tensor, yes: Number, no: Number) -> Tensor:
     """`yes` where the condition holds, else `no`; the branch not taken leaves no trace, be it infinite."""
-    return torch.where(condition, yes, no)  # type: ignore[no-any-return, call-overload]
+    return torch.where(condition, yes, no)
 
 
 def clip(x: Tensor, low: Number, high: Number) -> Tensor:
     """x kept within [low, high]; the gradient passes where x lies inside, bounds included."""
-    return torch.where(x < low, low, torch.where(x > high, high, x))  # type: ignore[no-any-return, call-overload]
+    return torch.where(x < low, low, torch.where(x > high, high, x))
 
 
 def absolute(x: Tensor) -> Tensor:

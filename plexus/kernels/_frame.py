@@ -6,9 +6,9 @@ A model is a scalar `step` and its `adjoint`, written once in the words of `_dia
     adjoint(x, *states, *counters, *parameters, *settings, *constants, d_out, *d_states, spike, slope, o)
         -> (d_x, *d_states, *d_parameters)
 
-States are real and carry gradients, counters are discrete and do not. Parameters are per unit (or one number for all) and
-learnable, settings are per unit and not, constants are plain numbers. Options `o` are decided before the loop is built:
-a fused loop holds no trace of the branches not taken.
+States are real and carry gradients, counters are discrete and do not. Parameters are per unit (or one number for all)
+and learnable, settings are per unit and not, constants are plain numbers. Options `o` are decided before the loop is
+built: a fused loop holds no trace of the branches not taken.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Options = SimpleNamespace
 class Dynamics:
     """One neuron model, as the frame needs it.
 
-    `echo` names the state that is always the last output; `carried(o)` the states and counters that one step needs from the
-    one before; `used(o)` the parameters and settings that the equations mention under these options.
+    `echo` names the state that is always the last output; `carried(o)` the states and counters that one step needs from
+    the one before; `used(o)` the parameters and settings that the equations mention under these options.
     """
 
     name: str
@@ -92,12 +92,13 @@ class _Spike(torch.autograd.Function):
         ctx.save_for_forward(u)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad * ctx.slope(ctx.saved_tensors[0]), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # type: ignore[override]
-        return tangent * ctx.slope(ctx.saved_tensors[0])
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        slope: Tensor = ctx.slope(ctx.saved_tensors[0])
+        return tangent * slope
 
 
 def spike_function(
@@ -113,7 +114,7 @@ def spike_function(
         if o.smooth:
             return lambda u: 0.5 + height * kind.integral(u, width)
     given = slope
-    return lambda u: _Spike.apply(u, given, o.inclusive)  # type: ignore[no-any-return, no-untyped-call]
+    return lambda u: _Spike.apply(u, given, o.inclusive)  # type: ignore[no-untyped-call]
 
 
 def eager_loop(
@@ -125,7 +126,7 @@ def eager_loop(
     o: Options,
     spike: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, ...]:
-    """The reference: one step after the other in PyTorch. x `[time, batch, unit]`, memory `[batch, unit]`, columns `[unit]`."""
+    """The reference, one step after the other: x `[time, batch, unit]`, memory `[batch, unit]`, columns `[unit]`."""
     outputs = []
     for current in x.unbind(0):
         out, *memory = dynamics.step(current, *memory, *columns, *constants, spike, o)

@@ -62,8 +62,8 @@ def lif(
     Args:
         x: input current `[time, batch, unit…]`.
         state: where to start, each tensor `[batch, unit…]`; None starts at rest.
-        decay: factor of the potential per step, exp(-dt/τ) or 1 - dt/τ; a number or a tensor that broadcasts to `[unit…]`,
-            like all numbers of the neuron.
+        decay: factor of the potential per step, exp(-dt/τ) or 1 - dt/τ; a number or a tensor that broadcasts to
+            `[unit…]`, like all numbers of the neuron.
         threshold: potential above which the neuron emits a spike.
         gain: factor of the input; 1 or 1 - decay are usual.
         rest: potential towards which the membrane decays.

@@ -1,7 +1,7 @@
 """Fresh memory for large results.
 
-Memory that the system has just handed over is mapped page by page on first touch, which takes longer than computing what
-goes into it. Asking for large pages first makes that several times cheaper (Linux; elsewhere nothing happens).
+Memory that the system has just handed over is mapped page by page on first touch, which takes longer than computing
+what goes into it. Asking for large pages first makes that several times cheaper (Linux; elsewhere nothing happens).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A model's operator: `torch.library` custom op, rule for fake tensors, rule for gradients, and the way to the eager loop.
+"""A model's operator: a `torch.library` custom op with its fake and gradient rules, and the way to the eager loop.
 
-The eager reference runs instead of the fused loop under `torch.func` transforms, forward-mode AD and double backward, and for
-devices, dtypes and spike functions that no fused backend takes. A backend is a pair of functions registered for a device type.
+The eager reference runs instead of the fused loop under `torch.func` transforms, forward-mode AD and double backward,
+and for devices, dtypes and spike functions that no fused backend takes. A backend is a pair of functions registered for a
+type of device.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Backend:
     """Fused loops for one type of device.
 
     `forward(dynamics, x, memory, columns, constants, options) -> [out, *memory]` and
-    `backward(dynamics, x, memory, columns, constants, options, grad, grad_states, learn) -> [d_x, *d_states, *d_parameters]`.
+    `backward(dynamics, x, memory, columns, constants, options, grad, grad_states, learn)
+    -> [d_x, *d_states, *d_parameters]`.
     """
 
     name: str
@@ -52,7 +54,7 @@ def _is_dual(tensors: Sequence[Tensor]) -> bool:
 
 
 class Operator:
-    """`operator(x, memory, columns, constants, width, height, options) -> (out, *memory)` for one model."""
+    """`operator(x, memory, columns, constants, options) -> (out, *memory)` for one model."""
 
     def __init__(self, dynamics: Dynamics) -> None:
         self.dynamics = dynamics

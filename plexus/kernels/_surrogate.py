@@ -9,8 +9,8 @@ With u = v - threshold, width w and height h, the surrogate derivative is h·g(u
     gaussian            g = exp(-(u/w)²/2)                   Yin, Corradi & Bohté 2021
     straight_through    g = 1 where |u| <= w, else 0         Bengio et al. 2013 (w = inf by default)
 
-`S(u)` beside each is its integral, with S(0) = 0: the spike of a smooth neuron is 1/2 + h·S(u), and the surrogate is then
-its true derivative. Each pair is written once, in functions that run on tensors and on scalars alike.
+`S(u)` beside each is its integral, with S(0) = 0: the spike of a smooth neuron is 1/2 + h·S(u), and the surrogate is
+then its true derivative. Each pair is written once, in functions that run on tensors and on scalars alike.
 """
 
 from __future__ import annotations

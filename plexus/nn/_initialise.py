@@ -1,7 +1,7 @@
 """Initial weights with which a spiking layer fires.
 
-With n inputs that spike with probability p per step, weights of mean μ_w and standard deviation σ_w, decay α and input gain κ, the
-potential without reset has
+With n inputs that spike with probability p per step, weights of mean μ_w and standard deviation σ_w, decay α and input
+gain κ, the potential without reset has
 
     mean       μ_U = n μ_w p ε̄,                        ε̄ = κ / (1 - α)        sum of the kernel κ αᵏ
     variance   σ_U² = n (σ_w² + μ_w²) p (1 - p) ε̂,     ε̂ = κ² / (1 - α²)      sum of its square
@@ -93,7 +93,7 @@ def init_firing_(
     tolerance: float = 0.2,
     iterations: int = 24,
 ) -> dict[str, float]:
-    """Scale the weights in front of each spiking layer until its mean rate on x is the wanted one; in place, layer by layer.
+    """Scale the weights in front of each spiking layer until its mean rate on x is the wanted one; in place.
 
     Args:
         network: a `Sequential` in which every spiking layer has a layer with a `weight` somewhere before it.

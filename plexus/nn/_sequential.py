@@ -14,8 +14,16 @@ from plexus.errors import ShapeError, UnsupportedError
 __all__ = ["Sequential", "Stateful"]
 
 # these walk along a dimension of time of their own, which folding would hide from them
-_OWN_TIME = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder)
-_OWN_TIME += (nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+_OWN_TIME: tuple[type[nn.Module], ...] = (
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
 
 
 @runtime_checkable
@@ -40,10 +48,10 @@ class Stateful(Protocol):
 class Sequential(nn.Sequential):
     """`out, states = Sequential(nn.Linear(8, 16), LIF(16), nn.Linear(16, 2))(x)`; x `[time, batch, …]`.
 
-    Layers with a state (see `Stateful`) get theirs and return it; `states` is a tuple with one entry per layer, None for
-    those without. Every other layer sees time folded into the batch, `[time · batch, …]`, as Linear, Conv2d, BatchNorm,
-    Flatten and Dropout want it. While such a layer runs, it and the modules in it carry the fold as `module._plexus_fold =
-    (time, batch)`, so that a recorder can tell samples from steps.
+    Layers with a state (see `Stateful`) get theirs and return it; `states` is a tuple with one entry per layer, None
+    for those without. Every other layer sees time folded into the batch, `[time · batch, …]`, as Linear, Conv2d,
+    BatchNorm, Flatten and Dropout want it. While such a layer runs, it and the modules in it carry the fold as
+    `module._plexus_fold = (time, batch)`, so that a recorder can tell samples from steps.
 
     Raises:
         UnsupportedError: a layer without state returned a tuple, holds layers with a state (put those into a
@@ -63,7 +71,7 @@ class Sequential(nn.Sequential):
         """The states at rest: one entry per layer, None for layers without."""
         return tuple(m.initial_state(batch, dtype=dtype) if isinstance(m, Stateful) else None for m in self)
 
-    def forward(self, x: Tensor, state: Sequence[Any] | None = None) -> tuple[Tensor, tuple[Any, ...]]:  # type: ignore[override]
+    def forward(self, x: Tensor, state: Sequence[Any] | None = None) -> tuple[Tensor, tuple[Any, ...]]:
         """Run the layers one after the other, each over all of time."""
         if not isinstance(x, Tensor) or x.dim() < 2:
             given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -91,10 +99,11 @@ class Sequential(nn.Sequential):
         _refuse(name, layer)
         time, batch = x.shape[:2]
         with _published(layer, (time, batch)):
-            out = layer(x.flatten(0, 1))
+            out: object = layer(x.flatten(0, 1))
         if not isinstance(out, Tensor):
             raise UnsupportedError(
-                f"layer {name} ({type(layer).__name__}) returned a {type(out).__name__} where the next layer needs a tensor",
+                f"layer {name} ({type(layer).__name__}) returned a {type(out).__name__} "
+                "where the next layer needs a tensor",
                 expected="a tensor, or a layer with initial_state(), whose (out, state) is taken apart here",
                 mend="take the tensor out of it in a module of your own, or give the layer an initial_state(batch)",
             )
@@ -104,7 +113,8 @@ class Sequential(nn.Sequential):
                 given=f"{tuple(x.flatten(0, 1).shape)} became {tuple(out.shape)}",
                 expected=f"{time * batch} rows: time {time} folded into batch {batch}",
             )
-        return out.unflatten(0, (time, batch))
+        unfolded: Tensor = out.unflatten(0, (time, batch))
+        return unfolded
 
 
 def _refuse(name: str, layer: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The LIF operator: closed forms, the fused loop against the eager reference, splitting, ports, transforms and bad input."""
+"""The LIF operator: closed forms, fused loop against eager reference, splitting, ports, transforms and bad input."""
 
 import math
 

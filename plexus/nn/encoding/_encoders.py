@@ -40,8 +40,8 @@ def poisson(
 ) -> Tensor:
     """Spikes `[steps, *x.shape]` of Poisson processes of x · rate Hz, at most one per step of dt ms.
 
-    Raises `RangeError` if x lies outside [0, 1] or is NaN or a number is not positive, `DtypeError` if x is not floating
-    point.
+    Raises `RangeError` if x lies outside [0, 1] or is NaN or a number is not positive, `DtypeError` if x is not
+    floating point.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -58,11 +58,11 @@ def poisson(
 def latency(x: Tensor, steps: int, *, tau: float = 5.0, threshold: float = 0.01, dt: float = 1.0) -> Tensor:
     """One spike per number, the earlier the larger it is; `[steps, *x.shape]`.
 
-    The time is that at which a leaky integrator with time constant tau (ms), driven by x, crosses the threshold. Numbers at
-    or below the threshold, and those that would spike after the last step, never do.
+    The time is that at which a leaky integrator with time constant tau (ms), driven by x, crosses the threshold. Numbers
+    at or below the threshold, and those that would spike after the last step, never do.
 
-    Raises `RangeError` if x lies outside [0, 1] or is NaN or a number is not positive, `DtypeError` if x is not floating
-    point.
+    Raises `RangeError` if x lies outside [0, 1] or is NaN or a number is not positive, `DtypeError` if x is not
+    floating point.
 
     Example:
         >>> spikes = latency(torch.tensor([[1.0, 0.05, 0.0]]), steps=10, tau=5.0, threshold=0.04)
@@ -150,7 +150,7 @@ def _check(x: Tensor, steps: int, *, bounded: bool = True) -> None:
         raise RangeError("the number of steps is negative", given=steps, expected=">= 0")
     if not bool(torch.isfinite(x).all()):
         raise RangeError("the input holds NaN or infinity")
-    if bounded and x.numel() and not (0.0 <= float(x.min()) and float(x.max()) <= 1.0):
+    if bounded and x.numel() and not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
         raise RangeError(
             "the input lies outside [0, 1]",
             given=f"[{float(x.min()):g}, {float(x.max()):g}]",

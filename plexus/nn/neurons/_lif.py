@@ -5,8 +5,8 @@
     v[t] = m[t] - z[t] θ                                  soft reset
     v[t] = (1 - z[t]) m[t] + z[t] reset_value             hard reset
 
-Source: Gerstner & Kistler, Spiking Neuron Models (2002), section 4.1; Neftci, Mostafa & Zenke 2019 for the discrete form and
-the surrogate gradient. Time constants in ms, potentials dimensionless.
+Source: Gerstner & Kistler, Spiking Neuron Models (2002), section 4.1; Neftci, Mostafa & Zenke 2019 for the discrete
+form and the surrogate gradient. Time constants in ms, potentials dimensionless.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LIF(nn.Module):
 
     Args:
         units: number of units, or their shape.
-        tau_mem: time constant of the membrane in ms, a number or a tensor that broadcasts to the units; `inf` does not leak.
+        tau_mem: time constant of the membrane in ms, a number or a tensor that broadcasts to the units; `inf`: no leak.
         threshold: potential above which a unit spikes.
         dt: length of a step in ms.
         discretisation: `"exponential"`, α = exp(-dt/τ), or `"euler"`, α = 1 - dt/τ.
@@ -65,6 +65,10 @@ class LIF(nn.Module):
 
     axes = "t b u"
     port: Port | None = None
+    log_tau_mem: Tensor
+    threshold: Tensor
+    rest: Tensor
+    reset_value: Tensor
 
     def __init__(
         self,
@@ -92,12 +96,10 @@ class LIF(nn.Module):
         if len(self.units) not in _AXES:
             raise ShapeError("units have too many dimensions", given=self.units, expected="one to four sizes")
         self.axes = _AXES[len(self.units)]
-        for label, name, known in (
-            ("reset", reset, ("soft", "hard", "none")),
-            ("discretisation", discretisation, ("exponential", "euler")),
-        ):
-            if name not in known:
-                raise UnknownNameError.among(label, name, known)
+        if reset not in ("soft", "hard", "none"):
+            raise UnknownNameError.among("reset", reset, ("soft", "hard", "none"))
+        if discretisation not in ("exponential", "euler"):
+            raise UnknownNameError.among("discretisation", discretisation, ("exponential", "euler"))
         _positive("dt", dt)
         _positive("tau_mem", tau_mem)
         if refractory < 0:
@@ -107,7 +109,8 @@ class LIF(nn.Module):
                 "a time constant is too short for Euler steps", given=tau_mem, expected=f"more than {dt} ms"
             )
         self.dt, self.discretisation, self.scale_input = dt, discretisation, scale_input
-        self.reset, self.delayed_reset, self.detach_reset = reset, delayed_reset, detach_reset
+        self.reset: Literal["soft", "hard", "none"] = reset
+        self.delayed_reset, self.detach_reset = delayed_reset, detach_reset
         self.inclusive = inclusive
         self.refractory = refractory
         self.surrogate = Surrogate(surrogate) if isinstance(surrogate, str) else surrogate
@@ -138,7 +141,7 @@ class LIF(nn.Module):
     @property
     def tau_mem(self) -> Tensor:
         """Time constant of the membrane, ms."""
-        return self.log_tau_mem.exp()  # type: ignore[no-any-return, operator]
+        return self.log_tau_mem.exp()
 
     @property
     def decay(self) -> Tensor:
@@ -149,8 +152,7 @@ class LIF(nn.Module):
 
     def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> LIFState:
         """The state at rest, each tensor `[batch, unit…]`."""
-        rest: Tensor = self.rest  # type: ignore[assignment]
-        v = rest.detach().to(dtype or rest.dtype).expand(batch, *self.units).clone()
+        v = self.rest.detach().to(dtype or self.rest.dtype).expand(batch, *self.units).clone()
         return LIFState(v, torch.zeros_like(v), torch.zeros_like(v))
 
     def forward(self, x: Tensor, state: LIFState | None = None) -> tuple[Tensor, LIFState]:
@@ -160,21 +162,21 @@ class LIF(nn.Module):
 
     def _run(self, x: Tensor, state: LIFState | None) -> tuple[Tensor, LIFState]:
         decay = self.decay
-        numbers: dict[str, Tensor] = {"threshold": self.threshold, "reset_value": self.reset_value}  # type: ignore[dict-item]
         return lif(
             x,
             state,
             decay=decay,
             gain=1 - decay if self.scale_input else 1.0,
+            threshold=self.threshold,
+            reset_value=self.reset_value,
             rest=self.rest if self._rests else 0.0,
-            reset=self.reset,  # type: ignore[arg-type]
+            reset=self.reset,
             delayed_reset=self.delayed_reset,
             detach_reset=self.detach_reset,
             inclusive=self.inclusive,
             refractory=round(self.refractory / self.dt),
             surrogate=self.surrogate,
             port=self.port,
-            **numbers,
         )
 
     def _check(self, x: Tensor) -> None:

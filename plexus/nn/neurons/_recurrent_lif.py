@@ -41,6 +41,8 @@ class RecurrentLIF(LIF):
         torch.Size([6, 2, 4])
     """
 
+    mask: Tensor | None
+
     def __init__(
         self,
         units: int,
