@@ -8,16 +8,9 @@ import torch
 
 from plexus.lab import Results
 from plexus.nn import spectral_abscissa
-from plexus.studies.adaptation.adaptive_gain_control import (
-    EFFECTS,
-    AdaptiveGainControl,
-    Bench,
-    Config,
-    DigitBench,
-    adapt_synapses,
-    held,
-    ring_of,
-)
+from plexus.studies.adaptation._gain_digits import DigitBench
+from plexus.studies.adaptation._gain_ring import EFFECTS, Bench, adapt_synapses, held, ring_of
+from plexus.studies.adaptation.adaptive_gain_control import AdaptiveGainControl, Config
 
 SMALL = Config(
     units=24,
