@@ -20,8 +20,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from plexus.errors import DtypeError, ShapeError, UnsupportedError
 from plexus.units._checkpoint import Memory, current_region, in_backward
 from plexus.units._leaf import find, find_input
-from plexus.units._pass import Generation, Pass, Visit, open_pass, stream_of
-from plexus.units._patches import Patch, fast_path_off, generation_of
+from plexus.units._pass import Generation, Pass, Visit, open_pass, opens_stream, stream_of
+from plexus.units._patches import Patch, compiled_runs_eagerly, fast_path_off, generation_of
 from plexus.units._port import Port
 from plexus.units._rnn import check_rnn, ported_forward
 from plexus.units._site import Site
@@ -102,6 +102,7 @@ class Engine:
         for patch in self._patches:
             patch.enter()
         fast_path_off.enter()
+        compiled_runs_eagerly.enter()
 
     def uninstall(self) -> None:
         """Stop seeing them; nothing of the engine stays behind."""
@@ -113,6 +114,7 @@ class Engine:
         for patch in self._patches:
             patch.leave()
         fast_path_off.leave()
+        compiled_runs_eagerly.leave()
 
     def check_thread(self) -> None:
         """Raise `UnsupportedError` in any thread but the one that attached, autograd's own excepted."""
@@ -122,25 +124,27 @@ class Engine:
                 mend="run it in that thread, or give this one its own copy: copy.deepcopy(model) has no edits",
             )
 
-    @contextlib.contextmanager
-    def called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
-        """Follow one call of a module: it may begin a pass or open a stream of tokens inside one."""
-        if in_backward():  # a checkpointed part runs again; what it was told is replayed
-            yield
-            return
+    def opens(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Note a call of a module; true if it begins a pass, or a stream of tokens inside one, which `closes` ends."""
+        self.check_thread()
         if self._streams:
+            if not opens_stream(module):
+                return False
             opened = stream_of(self._streams[-1], module, args, kwargs, self.generation)
+        elif in_backward():  # a checkpointed part runs again; what it was told is replayed
+            return False
         else:
             self._calls.clear()
             opened = open_pass(self.passes, module, args, kwargs, self.generation)
             self.passes += 1
-        if opened is not None:
-            self._streams.append(opened)
-        try:
-            yield
-        finally:
-            if opened is not None:
-                self._streams.pop()
+        if opened is None:
+            return False
+        self._streams.append(opened)
+        return True
+
+    def closes(self) -> None:
+        """End what the last call that opened something began."""
+        self._streams.pop()
 
     def visit(self, module: nn.Module, edits: set[object]) -> tuple[int, Pass]:
         """The count of this call in its pass, and the pass as the module's stream sees it."""
@@ -169,16 +173,18 @@ def _call(original: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: A
     engines = _engines_of.get(self)
     if engines is None:
         return original(self, *args, **kwargs)
-    with contextlib.ExitStack() as stack:
-        for engine in tuple(engines):
-            engine.check_thread()
-            stack.enter_context(engine.called(self, args, kwargs))
+    opened: list[Engine] = []
+    try:
+        opened.extend(engine for engine in tuple(engines) if engine.opens(self, args, kwargs))
         entries = entries_of.get(self)
         if entries is None:
             return original(self, *args, **kwargs)
         # edits in the order entered, then recorders
         entries = sorted(entries, key=lambda entry: (not entry.edits, entry.order))
         return _around(original, self, entries, args, kwargs)
+    finally:
+        for engine in opened:
+            engine.closes()
 
 
 def _around(

@@ -8,9 +8,9 @@ have their own lengths and masks. The stream of a module is that of the innermos
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from plexus.units._site import Site
 
-__all__ = ["Generation", "Pass", "Visit", "open_pass", "stream_of"]
+__all__ = ["Generation", "Pass", "Visit", "open_pass", "opens_stream", "stream_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,6 @@ class Generation(NamedTuple):
 
 _TOKENS = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
 _PADDING = ("src_key_padding_mask", "tgt_key_padding_mask")
-_parameters: weakref.WeakKeyDictionary[type[nn.Module], tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
 def open_pass(
@@ -90,10 +89,10 @@ def stream_of(
     run: Pass, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], generation: Generation | None
 ) -> Pass | None:
     """The pass as the stream sees it that the call of `module` opens, or None if it opens none."""
-    names = _parameter_names(module)
-    tokens = any(name in names for name in _TOKENS) and "attention_mask" in names
+    kind: Any = type(module)
+    names = _parameter_names(kind)
     padding = next((name for name in _PADDING if name in names), None)
-    if not tokens and padding is None:
+    if not opens_stream(module):
         return None
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     if padding is not None:
@@ -163,12 +162,22 @@ def _is_mask(mask: Any, batch: int, length: int) -> bool:
     return isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == batch and mask.shape[1] >= length
 
 
-def _parameter_names(module: nn.Module) -> tuple[str, ...]:
-    kind = type(module)
-    if kind not in _parameters:
-        try:
-            names = tuple(inspect.signature(kind.forward).parameters)[1:]
-        except (TypeError, ValueError):
-            names = ()
-        _parameters[kind] = names
-    return _parameters[kind]
+def opens_stream(module: nn.Module) -> bool:
+    """Whether calls of the module can open a stream: it takes tokens and their mask, or a mask of padding."""
+    kind: Any = type(module)
+    return _opens(kind)
+
+
+@lru_cache(maxsize=4096)
+def _opens(kind: Any) -> bool:
+    names = _parameter_names(kind)
+    tokens = any(name in names for name in _TOKENS) and "attention_mask" in names
+    return tokens or any(name in names for name in _PADDING)
+
+
+@lru_cache(maxsize=4096)
+def _parameter_names(kind: Any) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(kind.forward).parameters)[1:]
+    except (TypeError, ValueError):
+        return ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from plexus.units._pass import Generation
 
-__all__ = ["FastPathOff", "Patch", "fast_path_off", "generation_of"]
+__all__ = ["CompiledRunsEagerly", "FastPathOff", "Patch", "compiled_runs_eagerly", "fast_path_off", "generation_of"]
 
 
 class Patch:
@@ -78,6 +79,53 @@ class FastPathOff:
 
 
 fast_path_off = FastPathOff()
+
+
+class CompiledRunsEagerly:
+    """Compiled code, which calls no modules either, runs as the Python it was made from while entered.
+
+    The compiler is an import of more than a second, so it is left alone until something else loads it.
+    """
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.stance: Any = None
+        self.compile: Callable[..., Any] | None = None
+
+    def enter(self) -> None:
+        self.depth += 1
+        if self.depth == 1 and "torch._dynamo" in sys.modules:
+            self._force()
+        elif self.depth == 1:
+            original = self.compile = torch.compile
+
+            @functools.wraps(original)
+            def compile(*args: Any, **kwargs: Any) -> Any:
+                compiled = original(*args, **kwargs)
+                if self.depth and self.stance is None:
+                    self._force()
+                return compiled
+
+            self._mine = torch.compile = compile
+
+    def leave(self) -> None:
+        self.depth -= 1
+        if self.depth:
+            return
+        if self.stance is not None:
+            self.stance.__exit__(None, None, None)
+            self.stance = None
+        if self.compile is not None:
+            if torch.compile is self._mine:
+                torch.compile = self.compile
+            self.compile = None
+
+    def _force(self) -> None:
+        self.stance = torch.compiler.set_stance("force_eager")
+        self.stance.__enter__()
+
+
+compiled_runs_eagerly = CompiledRunsEagerly()
 
 
 def generation_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Generation:

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -398,6 +400,43 @@ def test_compiled_models_are_refused_with_the_mend() -> None:
             pass
     with attach(whole, [times(2.0)]):
         whole(X)
+
+
+def test_what_was_compiled_around_the_model_sees_edits_too() -> None:
+    model, other = mlp(), mlp()
+    plain = model(X)
+
+    def outside(x: Tensor) -> Tensor:
+        return model(x) + other(x)
+
+    before = torch.compile(outside, backend="eager")
+    assert torch.equal(before(X), plain + other(X))  # compiled without an edit
+    silent = model[2].bias.detach()
+    with attach(model, [times(0.0)]):
+        inside = torch.compile(model, backend="eager")
+        assert torch.equal(before(X), silent + other(X))
+        assert torch.equal(inside(X), silent.expand(2, 2))
+    assert torch.equal(before(X), plain + other(X))
+    assert torch.equal(inside(X), plain)
+
+
+def test_compiling_for_the_first_time_inside_an_edit() -> None:
+    code = """if True:
+        import sys, torch
+        from torch import nn
+        from plexus import edit
+        from plexus.units import Neurons, Site
+        model, x = nn.Sequential(nn.Linear(2, 2), nn.Tanh()), torch.ones(1, 2)
+        original = torch.compile
+        with edit.scale(model, ~Neurons.of({Site("1"): 2}), 0.0):
+            assert "torch._dynamo" not in sys.modules  # attaching does not load the compiler
+            compiled = torch.compile(lambda x: model(x) + 1, backend="eager")
+            assert torch.equal(compiled(x), torch.ones(1, 2))
+        assert torch.compile is original
+        assert torch.equal(compiled(x), model(x) + 1)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 class Block(nn.Module):
