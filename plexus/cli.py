@@ -85,15 +85,6 @@ def _row_of(entry: Entry, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return rows[entry.slug]
 
 
-def _state_of(entry: Entry, row: dict[str, Any] | None) -> str:
-    """`measured`, `broken`, `changed since` (protocol or bars are not those of the ledger's row) or `not measured`."""
-    from plexus.lab._code import file_hash
-
-    if row is None:
-        return "not measured"
-    return "changed since" if row.get("study_hash") != file_hash(entry.source.path) else str(row["state"])
-
-
 @app.command("list")
 def list_studies(
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
@@ -102,24 +93,14 @@ def list_studies(
 ) -> None:
     """Every system and the state of its study."""
     from plexus.lab._catalogue import catalogue
+    from plexus.lab._local import overview
 
     entries, rows = catalogue(), _rows(ledger)
     if family is not None:
         if family not in {entry.family for entry in entries}:
             raise UnknownNameError.among("family", family, [entry.family for entry in entries])
         entries = [entry for entry in entries if entry.family == family]
-    shown = []
-    for entry in entries:
-        row = rows.get(entry.slug)
-        words = {q: row["verdicts"][q]["word"] if row else "not measured" for q in ("mechanism", "advantage")}
-        facts = {
-            "slug": entry.slug,
-            "family": entry.family,
-            "title": entry.title,
-            "claim": entry.claim,
-            "fidelity": entry.fidelity,
-        }
-        shown.append({**facts, **words, "state": _state_of(entry, row), "measured": row and row["measured"]})
+    shown = overview(entries, rows)
     if as_json:
         _emit(shown)
         return
@@ -210,9 +191,11 @@ def _run_one(
     confirm: bool = False,
 ) -> dict[str, Any] | None:
     """The row of one study; None where the study cannot be run at all, with the reason on stderr."""
+    from plexus.lab._crew import BrokenStudy
+    from plexus.lab._local import keep_row
     from plexus.lab._progress import Bars
     from plexus.lab._row import make_row
-    from plexus.lab._runner import BrokenStudy, run_study
+    from plexus.lab._runner import run_study
 
     try:
         with Bars() as bars:
@@ -225,7 +208,7 @@ def _run_one(
     for item in result.broken:
         sys.stderr.write(f"\n{entry.slug}: {item.arm}, seed {item.seed}: {item.error}\n{item.traceback}\n")
     row = make_row(result, frozen=ice, confirming=confirm, command=command)
-    store.files.write(f"rows/{entry.slug}.json", json.dumps(row).encode())
+    keep_row(store, row)
     return row
 
 
@@ -334,26 +317,16 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """The whole ledger as one page that opens from disk."""
-    from plexus.lab._ledger import ledger_folder, read_calibration, write_json, write_row
+    from plexus.lab._ledger import ledger_folder
+    from plexus.lab._local import assemble
     from plexus.lab._report import write_report
+    from plexus.lab._store import Store
 
     folder = ledger_folder(ledger)
     target = _parent_of(out)
     with tempfile.TemporaryDirectory() as temporary:
         if here:
-            from plexus.lab._store import Store
-
-            rows = _rows(folder)
-            files = Store(store).files
-            for name in files.names("rows"):
-                row = json.loads(files.read(f"rows/{name}") or b"{}")
-                rows[row["slug"]] = row
-            for row in rows.values():
-                write_row(temporary, row)
-            calibration = read_calibration(folder)
-            if calibration is not None:
-                write_json(Path(temporary) / "calibration.json", calibration)
-            folder = Path(temporary)
+            folder = assemble(folder, Store(store), temporary)
         studies = len(list(folder.glob("*.json"))) - (folder / "calibration.json").exists()
         write_report(folder, target)
     if as_json:

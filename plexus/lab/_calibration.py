@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from plexus.lab._catalogue import Entry, Source
+from plexus.lab._crew import Crew
 from plexus.lab._frozen import head
 from plexus.lab._ledger import CALIBRATION, VERSION, Row, plain
 from plexus.lab._machine import versions
@@ -21,7 +22,7 @@ from plexus.lab._planted import __file__ as planted_file
 from plexus.lab._planted import studies
 from plexus.lab._progress import Progress, Silent
 from plexus.lab._row import judge_run
-from plexus.lab._runner import Crew, run_study
+from plexus.lab._runner import run_study
 from plexus.lab._store import Store
 from plexus.lab._verdict import QUESTIONS
 

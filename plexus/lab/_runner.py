@@ -9,33 +9,28 @@ waits for their files only when nothing else is left to do, and takes them over 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
 from plexus.errors import PlexusError, RangeError
 from plexus.lab._catalogue import Entry, load
 from plexus.lab._code import Code
+from plexus.lab._crew import BrokenStudy, Crew, Worker
 from plexus.lab._machine import cores
 from plexus.lab._progress import Progress, Silent
 from plexus.lab._settings import from_json
 from plexus.lab._store import Finished, Store, Trial
 from plexus.lab._study import Results, Study, Tuning
-from plexus.lab._worker import THREADS, Job, Report, Task, tuning_key, work
+from plexus.lab._worker import Job, Report, Task, tuning_key
 
 POLL = 0.25
 TRIES = 2
-
-
-class BrokenStudy(PlexusError):
-    """A study that cannot be run at all: it does not import, its tuning raises, or its workers die at the start."""
 
 
 @dataclass(frozen=True)
@@ -154,73 +149,6 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class _Worker:
-    """A worker process as its parent sees it."""
-
-    def __init__(self, job: Job) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection: Connection
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, job), name=f"plexus {job.entry.slug}")
-        with _quiet_start():
-            self.process.start()
-        theirs.close()
-        self.ready = False
-        self.task: Task | None = None
-        self.preparing: str | None = None
-
-    def give(self, task: Task) -> None:
-        self.task = task
-        with contextlib.suppress(OSError):  # a dead worker is noticed when it is listened to
-            self.connection.send(task)
-
-    def stop(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self.connection.close()
-        if self.process.is_alive():
-            self.process.kill()
-        self.process.join()
-
-
-class Crew:
-    """Worker processes that outlive one study, for several studies of the same module; stopped on exit."""
-
-    def __init__(self) -> None:
-        self.workers: list[_Worker] = []
-
-    def __enter__(self) -> Crew:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
-
-    def stop(self, *, only_busy: bool = False) -> None:
-        """Stop the workers, or only those with a task."""
-        for worker in list(self.workers):
-            if worker.task is not None or not only_busy:
-                self.workers.remove(worker)
-                worker.stop()
-
-
-@contextlib.contextmanager
-def _quiet_start() -> Iterator[None]:
-    """The child starts with Ctrl-C held off (its parent stops it), one thread per library, and one order of sets."""
-    fixed = {**dict.fromkeys(THREADS, "1"), "PYTHONHASHSEED": "0"}
-    before = {name: os.environ.get(name) for name in fixed}
-    os.environ.update(fixed)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class _Pool:
@@ -371,7 +299,7 @@ class _Pool:
             self.elsewhere.append(trial)
         return None
 
-    def _handle(self, message: str, content: Any, worker: _Worker) -> None:
+    def _handle(self, message: str, content: Any, worker: Worker) -> None:
         if message == "prepared" and worker.preparing is not None:
             self.prepared[int(worker.preparing)] = "ready"
             worker.preparing = None
@@ -380,7 +308,7 @@ class _Pool:
         elif message == "died":
             self._bury(worker, str(content))
 
-    def _finish(self, report: Report, worker: _Worker) -> None:
+    def _finish(self, report: Report, worker: Worker) -> None:
         trial = report.task.trial
         assert trial is not None
         worker.task = None
@@ -398,7 +326,7 @@ class _Pool:
             self._break(trial, f"the store {self.store.where} lost the finished trial", "")
         self._tell("")
 
-    def _prepared_or_not(self, worker: _Worker) -> None:
+    def _prepared_or_not(self, worker: Worker) -> None:
         """A trial that ended before its `prepare` did leaves the seed to the next one."""
         if worker.preparing is not None:
             self.prepared.pop(int(worker.preparing), None)
@@ -431,7 +359,7 @@ class _Pool:
         self.progress.say(f"{self.slug}: {trial.arm}, seed {trial.seed} broke: {error}")
         self._tell("")
 
-    def _bury(self, worker: _Worker, how: str) -> None:
+    def _bury(self, worker: Worker, how: str) -> None:
         """A worker died. Its trial is tried once more; three deaths in a row before any work end the run."""
         self.workers.remove(worker)
         worker.stop()
@@ -457,15 +385,15 @@ class _Pool:
 
     # workers
 
-    def _start(self) -> _Worker:
-        worker = _Worker(self.job)
+    def _start(self) -> Worker:
+        worker = Worker(self.job)
         self.workers.append(worker)
         return worker
 
-    def _events(self) -> list[tuple[str, Any, _Worker]]:
+    def _events(self) -> list[tuple[str, Any, Worker]]:
         return [(m, c, w) for w in list(self.workers) for m, c in self._listen([w], 0.0)] or self._wait()
 
-    def _wait(self) -> list[tuple[str, Any, _Worker]]:
+    def _wait(self) -> list[tuple[str, Any, Worker]]:
         ready = [w.connection for w in self.workers]
         if ready:
             wait([*ready, *(w.process.sentinel for w in self.workers)], timeout=POLL)
@@ -473,25 +401,16 @@ class _Pool:
             time.sleep(POLL)
         return [(m, c, w) for w in list(self.workers) for m, c in self._listen([w], 0.0)]
 
-    def _listen(self, workers: Sequence[_Worker], timeout: float = POLL) -> list[tuple[str, Any]]:
-        """What these workers have to say; "failed" raises, "died" comes after a dead one's last words."""
+    def _listen(self, workers: Sequence[Worker], timeout: float = POLL) -> list[tuple[str, Any]]:
+        """What these workers have to say; one that could not start ends the run."""
         heard: list[tuple[str, Any]] = []
         for worker in workers:
-            alive = worker.process.is_alive()
-            try:
-                while worker.connection.poll(timeout if alive else 0.0):
-                    message, content = worker.connection.recv()
-                    if message == "failed":
-                        raise BrokenStudy(f"a worker of {self.slug} could not start", given="\n" + content)
-                    if message == "ready":
-                        worker.ready, self.deaths = True, 0
-                    heard.append((message, content))
-                    timeout = 0.0
-            except (EOFError, ConnectionResetError):
-                worker.process.join(5.0)
-                alive = False
-            if not alive:
-                heard.append(("died", _cause(worker.process.exitcode)))
+            for message, content in worker.hear(timeout):
+                if message == "failed":
+                    raise BrokenStudy(f"a worker of {self.slug} could not start", given="\n" + content)
+                if message == "ready":
+                    self.deaths = 0
+                heard.append((message, content))
         self.claims.beat()
         return heard
 
@@ -499,13 +418,3 @@ class _Pool:
         """Stop the workers (those to be kept only if they are busy) and give up all claims."""
         self.crew.stop(only_busy=keep)
         self.claims.release_all()
-
-
-def _cause(code: int | None) -> str:
-    if code is not None and code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    return f"ended with status {code}"
