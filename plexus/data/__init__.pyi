@@ -9,3 +9,8 @@ from ._tasks import mackey_glass as mackey_glass
 from ._tasks import narma as narma
 from ._tasks import recall as recall
 from ._tasks import scanned_digits as scanned_digits
+from ._text import ALPHABET as ALPHABET
+from ._text import decode as decode
+from ._text import descriptions as descriptions
+from ._text import encode as encode
+from ._text import windows as windows

@@ -130,7 +130,7 @@ class SelectiveSynapticDampening:
         params: ParameterFilter = None,
         *,
         tolerance: float = 0.05,
-        steps: int = 12,
+        steps: int = 8,
     ) -> None:
         for name, number in (("alpha", alpha), ("lam", lam), ("tolerance", tolerance)):
             if not (isinstance(number, (int, float)) and math.isfinite(number) and number > 0):
@@ -308,19 +308,28 @@ class SelectiveSynapticDampening:
         forward: Forward | None,
     ) -> tuple[float, int]:
         """Bisection on log alpha between lam (below it nothing changes) and the largest ratio (nothing selected)."""
+        ratios = {name: target / reference for name, (reference, target) in pairs.items()}
+        original = {name: parameter.detach().clone() for name, parameter in named.items()}
         highest = _percentile(pairs, 100.0)
         low, high = math.log(self.lam), math.log(max(highest, self.lam))
-        for step in range(self.steps):
-            middle = low if step == 0 else (low + high) / 2
-            log, _ = _dampen(named, pairs, math.exp(middle), self.lam)
-            rise = mean_loss(model, probe, forward) - before
-            restore(log)
-            if rise <= self.tolerance:
-                high = middle
-                if step == 0:
-                    return math.exp(low), 1
-            else:
-                low = middle
+        try:
+            for step in range(self.steps):
+                middle = low if step == 0 else (low + high) / 2
+                with torch.no_grad():
+                    for name, parameter in named.items():
+                        ratio = ratios[name]
+                        beta = torch.where(ratio > math.exp(middle), (self.lam / ratio).clamp(max=1.0), 1.0)
+                        parameter.copy_(original[name] * beta)
+                if mean_loss(model, probe, forward) - before <= self.tolerance:
+                    high = middle
+                    if step == 0:
+                        return math.exp(low), 1
+                else:
+                    low = middle
+        finally:
+            with torch.no_grad():
+                for name, parameter in named.items():
+                    parameter.copy_(original[name])
         return math.exp(high), self.steps
 
 

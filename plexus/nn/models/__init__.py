@@ -1,0 +1,5 @@
+"""Small complete networks: classifiers and language models that train in seconds."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
