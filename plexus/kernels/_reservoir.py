@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from plexus.errors import DtypeError, ShapeError, UnknownNameError
+from plexus.kernels._memory import empty
 from plexus.units._port import Port
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "identity")
@@ -74,7 +75,7 @@ def reservoir(
     if not _fusable(drive, weight, initial, leaks, port):
         return reservoir_reference(drive, weight, initial, leak=leaks, activation=activation, port=port)
     dense = (Port() if port is None else port).dense(units, drive)
-    if _plain(drive, weight, initial):
+    if plain(drive, weight, initial):
         return _forward(drive, weight, initial, leaks, activation, *dense)
     emitted, final = _op(drive, weight, initial, leaks, activation, *dense)
     return emitted, final
@@ -159,7 +160,7 @@ def _fusable(drive: Tensor, weight: Tensor, initial: Tensor, leak: Tensor, port:
     return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (leak, *fields)))
 
 
-def _plain(*tensors: Tensor) -> bool:
+def plain(*tensors: Tensor) -> bool:
     """Whether nothing watches: no gradient, no tracing. Then the operator's wrapping (and torch's compiler, which its
     first call loads) is not needed."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -219,21 +220,31 @@ def _forward_sparse(  # type: ignore[no-untyped-def]
     part = np.empty(units, np.float64)
     bits = np.empty(units, np.int64)
     power = bits.view(np.float64)
-    for b in range(first, last):
-        for i in range(units):
-            e[i] = min(max((gain[i] * x[b, i] if gain[i] != 0 else gain[i]) + bias[i], low[i]), high[i])
+    for b in range(first, last):  # inside, units stand in the order of the jagged rows; `x` and `e` too
+        state = x[b][order]
+        for p in range(units):
+            raw = gain[p] * state[p] if gain[p] != 0 else gain[p]
+            e[p] = min(max(raw + bias[p], low[p]), high[p])
         for t in range(steps):
             for p in range(units):
                 z[p] = drive[t, b, order[p]]
-            for k in range(len(lengths)):
+            for k in range(0, len(lengths), 4):  # shorter rows are filled with zeros up to a multiple of four
                 for p in range(lengths[k]):
-                    z[p] += values[k, p] * e[columns[k, p]]
-            _activate(z, part, bits, power, kind)
+                    z[p] += (
+                        values[k, p] * e[columns[k, p]]
+                        + values[k + 1, p] * e[columns[k + 1, p]]
+                        + values[k + 2, p] * e[columns[k + 2, p]]
+                        + values[k + 3, p] * e[columns[k + 3, p]]
+                    )
+            _activate(z, part, bits, power, kind)  # type: ignore[no-untyped-call]
             for p in range(units):
-                i = order[p]
-                x[b, i] = (1 - leak[i]) * x[b, i] + leak[i] * z[p]
-                e[i] = min(max((gain[i] * x[b, i] if gain[i] != 0 else gain[i]) + bias[i], low[i]), high[i])
-                out[t, b, i] = e[i]
+                state[p] = (1 - leak[p]) * state[p] + leak[p] * z[p]
+                raw = gain[p] * state[p] if gain[p] != 0 else gain[p]
+                e[p] = min(max(raw + bias[p], low[p]), high[p])
+            for p in range(units):
+                out[t, b, order[p]] = e[p]
+        for p in range(units):
+            x[b, order[p]] = state[p]
 
 
 def _forward_dense(  # type: ignore[no-untyped-def]
@@ -254,7 +265,7 @@ def _forward_dense(  # type: ignore[no-untyped-def]
             for j in range(units):
                 for i in range(units):
                     z[i] += columns[j, i] * e[j]
-            _activate(z, part, bits, power, kind)
+            _activate(z, part, bits, power, kind)  # type: ignore[no-untyped-call]
             for i in range(units):
                 x[b, i] = (1 - leak[i]) * x[b, i] + leak[i] * z[i]
                 e[i] = min(max((gain[i] * x[b, i] if gain[i] != 0 else gain[i]) + bias[i], low[i]), high[i])
@@ -300,7 +311,7 @@ def _adapt(  # type: ignore[no-untyped-def]
                 for k in range(indptr[i], indptr[i + 1]):
                     total += values[k] * before[b, columns[k]]
                 z[i] = total
-            _activate(z, part, bits, power, kind)
+            _activate(z, part, bits, power, kind)  # type: ignore[no-untyped-call]
             for i in range(units):
                 x[b, i] = (1 - leak[i]) * before[b, i] + leak[i] * z[i]
                 mean[i] += x[b, i]
@@ -337,16 +348,19 @@ def _rows(weight: Array, occupied: Array) -> tuple[Array, Array, Array]:
 def _jagged(weight: Array, occupied: Array) -> tuple[Array, Array, Array, Array]:
     """Jagged diagonals: the k-th entries of all rows side by side, rows by falling length, so that sums run in vectors.
 
-    Returns the order of rows `[row]`, how many rows have a k-th entry `[k]`, columns and values `[k, row]`.
+    Returns the order of rows `[row]`, how many rows have a k-th entry `[k]`, columns and values `[k, row]`; rows and
+    columns are counted in that order.
     """
     lengths = occupied.sum(1)
     order = np.argsort(-lengths, kind="stable").astype(np.uint32)
-    longest = int(lengths.max(initial=0))
+    longest = -(-int(lengths.max(initial=0)) // 4) * 4
     columns = np.zeros((longest, len(weight)), np.uint32)
     values = np.zeros((longest, len(weight)), weight.dtype)
     row, column = np.nonzero(occupied[order])
     rank = np.arange(len(row)) - np.repeat(np.cumsum(lengths[order]) - lengths[order], lengths[order])
-    columns[rank, row] = column
+    place = np.empty(len(order), np.uint32)
+    place[order] = np.arange(len(order))
+    columns[rank, row] = place[column]
     values[rank, row] = weight[order[row], column]
     return order, (lengths[None, :] > np.arange(longest)[:, None]).sum(1), columns, values
 
@@ -377,7 +391,7 @@ def _forward(
     low: Tensor,
     high: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    out = torch.empty(drive.shape, dtype=drive.dtype)
+    out = empty(tuple(drive.shape), drive)
     final = initial.detach().clone(memory_format=torch.contiguous_format)
     d, w = drive.detach().contiguous().numpy(), weight.detach().contiguous().numpy()
     port = [field.detach().numpy() for field in (gain, bias, low, high)]
@@ -385,6 +399,7 @@ def _forward(
     occupied = w != 0
     if occupied.mean() <= _SPARSE_BELOW:
         rows, loop = _jagged(w, occupied), _compiled("_forward_sparse")
+        a, *port = (field[rows[0]] for field in (a, *port))
         _spread(lambda first, last: loop(d, *rows, x, a, kind, *port, y, first, last), d.shape[1])
     else:
         columns, loop = np.ascontiguousarray(w.T), _compiled("_forward_dense")

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import DtypeError, RangeError, ShapeError
-from plexus.kernels._reservoir import activation_function, activation_slope, reservoir
+from plexus.kernels._memory import empty
+from plexus.kernels._reservoir import activation_function, activation_slope, plain, reservoir
 from plexus.units._port import Port
 
 
@@ -232,7 +233,12 @@ class EchoState(nn.Module):
                 expected=self.weight.dtype,
                 mend=f"u.to({self.weight.dtype}) or reservoir.to({u.dtype})",
             )
-        return nn.functional.linear(u, self.input_weight, self.bias)
+        if u.device.type != "cpu" or not plain(u, self.input_weight, self.bias):
+            return nn.functional.linear(u, self.input_weight, self.bias)
+        drive = empty((u.shape[0] * u.shape[1], self.units), u)
+        return torch.addmm(self.bias, u.reshape(-1, self.in_features), self.input_weight.T, out=drive).reshape(
+            u.shape[0], u.shape[1], self.units
+        )
 
     def forward(self, u: Tensor, state: EchoStateState | None = None) -> tuple[Tensor, EchoStateState]:
         """Rates `[time, batch, unit]` and the state after the last step.
