@@ -90,7 +90,7 @@ def lif(
 
     Example:
         >>> import torch
-        >>> spikes, state = lif(torch.full((6, 1, 1), 0.4), decay=1.0)
+        >>> spikes, state = lif(torch.full((6, 1, 1), 0.45), decay=1.0)
         >>> spikes.flatten().tolist()
         [0.0, 0.0, 1.0, 0.0, 1.0, 0.0]
     """

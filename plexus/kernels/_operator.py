@@ -1,8 +1,8 @@
 """A model's operator: a `torch.library` custom op with its fake and gradient rules, and the way to the eager loop.
 
 The eager reference runs instead of the fused loop under `torch.func` transforms, forward-mode AD and double backward,
-and for devices, dtypes and spike functions that no fused backend takes. A backend is a pair of functions registered for a
-type of device.
+and for devices, dtypes and spike functions that no fused backend takes. A backend is a pair of functions registered for
+a type of device.
 """
 
 from __future__ import annotations

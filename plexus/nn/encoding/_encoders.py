@@ -58,8 +58,8 @@ def poisson(
 def latency(x: Tensor, steps: int, *, tau: float = 5.0, threshold: float = 0.01, dt: float = 1.0) -> Tensor:
     """One spike per number, the earlier the larger it is; `[steps, *x.shape]`.
 
-    The time is that at which a leaky integrator with time constant tau (ms), driven by x, crosses the threshold. Numbers
-    at or below the threshold, and those that would spike after the last step, never do.
+    The time is that at which a leaky integrator with time constant tau (ms), driven by x, crosses the threshold.
+    Numbers at or below the threshold, and those that would spike after the last step, never do.
 
     Raises `RangeError` if x lies outside [0, 1] or is NaN or a number is not positive, `DtypeError` if x is not
     floating point.
