@@ -19,7 +19,7 @@ from plexus.edit._edit import Edit
 from plexus.edit._step import Step
 from plexus.errors import DtypeError, UnsupportedError
 from plexus.units import Site
-from plexus.units._paths import find_module, has_loop, refuse_compiled
+from plexus.units._paths import find_module, has_loop, refuse_out_of_reach
 
 __all__ = ["Baked", "bake"]
 
@@ -97,7 +97,7 @@ def bake(model: nn.Module, edit: Edit, *, anyway: bool = False) -> Baked:
     if not isinstance(edit, Edit):
         raise DtypeError("only an edit is baked", given=type(edit).__name__)
     edit._check_model(model, anyway)
-    refuse_compiled(model)
+    refuse_out_of_reach(model)
     pending: dict[str, _Change] = {}
     tasks = [_task(model, action.site, *_affine(step, action.site)) for step in edit.steps for action in step.actions()]
     # W g(f(x)) takes in g before f: what happens last to the values that a layer reads is written first

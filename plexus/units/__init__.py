@@ -1,4 +1,4 @@
-"""units."""
+"""The shared currency: sites, recordings, scores, sets of neurons, and the one hook engine under all of them."""
 
 import lazy_loader as _lazy
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from plexus.errors import SiteError, SiteNotReached, UnsupportedError
 from plexus.units._dispatch import Engine, Entry, LoopOperation, Operation, entries_of, running
-from plexus.units._paths import find_module, has_loop, read_only, refuse_compiled
+from plexus.units._paths import find_module, has_loop, read_only, refuse_out_of_reach
 from plexus.units._port import Port
 from plexus.units._rnn import check_rnn
 
@@ -59,7 +59,7 @@ def attach(model: nn.Module, operations: Sequence[Operation], *, all_reached: bo
         >>> model(torch.ones(1, 2))
         tensor([[1., 1.]])
     """
-    refuse_compiled(model)
+    refuse_out_of_reach(model)
     with _lock:
         engine = next((engine for engine in running if engine.model is model), None) or Engine(model)
         engine.check_thread()

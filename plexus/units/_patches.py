@@ -39,13 +39,13 @@ class Patch:
 
     def enter(self) -> None:
         self.depth += 1
-        if self.depth > 1 or self.mine is not None:
-            return
         original = vars(self.owner)[self.name]
+        if self.depth > 1 or original is self.mine:
+            return
 
         @functools.wraps(original)
         def wrapper(module: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self.depth:
+            if not self.depth or wrapper is not self.mine:  # of several in a chain the last one put in acts
                 return original(module, *args, **kwargs)
             return self.around(original, module, *args, **kwargs)
 

@@ -9,7 +9,7 @@ from torch import nn
 from plexus.errors import UnknownNameError, UnsupportedError
 from plexus.units._site import Site
 
-__all__ = ["find_module", "has_loop", "read_only", "refuse_compiled", "unwrap", "walk"]
+__all__ = ["find_module", "has_loop", "read_only", "refuse_out_of_reach", "unwrap", "walk"]
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -48,9 +48,14 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
     raise UnknownNameError.among("module", path, [name for name in known if name])
 
 
-def refuse_compiled(model: nn.Module) -> None:
-    """Raise `UnsupportedError` if the model or a part of it runs as compiled code, which would ignore operations."""
+def refuse_out_of_reach(model: nn.Module) -> None:
+    """Raise `UnsupportedError` if the model or a part of it runs as code or copies that operations do not reach."""
     for name, module in model.named_modules():
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise UnsupportedError(
+                "the model runs as copies on several devices, and copies carry no edits",
+                mend="use the model inside, `model.module`",
+            )
         wrapped = "_orig_mod" in module._modules
         if wrapped or module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable"):
             where = f"the part {name!r} of the model" if name else "the model"

@@ -402,6 +402,40 @@ def test_compiled_models_are_refused_with_the_mend() -> None:
         whole(X)
 
 
+def test_a_model_that_runs_as_copies_is_refused() -> None:
+    model = nn.DataParallel(mlp())
+    model.device_ids = [0, 1]
+    with pytest.raises(UnsupportedError, match="copies"), attach(model, [times(2.0)]):
+        pass
+
+
+def test_others_may_wrap_the_call_of_modules_too() -> None:
+    model, call, seen = mlp(), nn.Module.__call__, []
+    hidden = torch.tanh(model[0](X))
+
+    def theirs(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        seen.append(type(self).__name__)
+        return below(self, *args, **kwargs)
+
+    first = attach(model, [times(2.0)])
+    first.__enter__()
+    below = nn.Module.__call__
+    nn.Module.__call__ = theirs  # type: ignore[method-assign]
+    try:
+        assert torch.equal(model(X), model[2](hidden * 2))
+        first.__exit__(None, None, None)  # under their wrapper; ours passes through
+        assert torch.equal(model(X), model[2](hidden))
+        with attach(model, [times(3.0)]):  # once, not twice
+            assert torch.equal(model(X), model[2](hidden * 3))
+        assert nn.Module.__call__ is theirs
+    finally:
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+    assert seen
+    with attach(model, [times(4.0)]):
+        assert torch.equal(model(X), model[2](hidden * 4))
+    assert nn.Module.__call__ is call
+
+
 def test_what_was_compiled_around_the_model_sees_edits_too() -> None:
     model, other = mlp(), mlp()
     plain = model(X)
