@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import plexus as px
 from plexus.errors import DtypeError, PlexusError, RangeError, ShapeError, UnknownNameError
 from plexus.kernels._reservoir import (
     ACTIVATIONS,
@@ -216,6 +217,22 @@ def test_a_silenced_unit_is_silent_for_its_targets_too() -> None:
     torch.testing.assert_close(edited[..., ~unit], reference[..., ~unit], rtol=1e-12, atol=1e-12)
     cell.port = None
     assert not torch.allclose(cell(u)[0][..., ~unit], reference[..., ~unit])
+
+
+def test_the_edit_engine_silences_inside_the_loop() -> None:
+    cell = EchoState(1, 15, density=0.5, generator=generator(2), dtype=torch.float64)
+    model = px.nn.Sequential(cell)
+    u = torch.rand(20, 2, 1, generator=generator(2), dtype=torch.float64)
+    cut = copy.deepcopy(cell)
+    cut.weight[:, 4] = 0
+    site = px.sites(model, "0")[0]
+    with px.edit.scale(model, px.Neurons({site: torch.arange(15) == 4}), 0.0):
+        edited, _ = model(u)
+    assert torch.all(edited[..., 4] == 0)
+    torch.testing.assert_close(edited[..., :4], cut(u)[0][..., :4], rtol=1e-12, atol=1e-12)
+    assert cell.port is None
+    recorded = px.probe.record(model, [u], at=[site])
+    assert recorded.values[site].shape == (40, 15)
 
 
 def test_jacobian_equals_automatic_differentiation() -> None:

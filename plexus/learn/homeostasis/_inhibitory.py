@@ -178,7 +178,7 @@ class InhibitoryHomeostasis:
         Args:
             u: `[time, batch, feature]`. state: where to start (None: rest).
             on_chaos: a network that fails the check: `raise` (and put the old weights back), `warn`, or `allow`, which
-                leaves judging `Adaptation.echo` to the caller.
+                leaves judging `Adaptation.echo` to the caller. Spiking networks seldom forget spike by spike.
             generator: draws the states of the check (default: seeded with 0).
 
         Raises:
