@@ -1,12 +1,13 @@
 """Frozen bars: which commit last changed a study, and the confirming seeds that follow from it.
 
-The frozen commit is the oldest one since which the study's file has had the syntax tree that it has now, docstrings and
-comments left aside. The confirming seeds are the first fitting numbers of sha256(slug, commit, i), so that nobody can
+The frozen commit is the oldest one since which the study's file, and the private modules beside it that it imports, have
+had the syntax trees that they have now, docstrings and comments left aside. The confirming seeds are the first fitting numbers of sha256(slug, commit, i), so that nobody can
 choose them: below 2³¹, not below 1000 (those are for building a study), and none of the tuning seeds.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import subprocess
@@ -69,20 +70,36 @@ def is_clean(modules: Mapping[str, str]) -> bool | None:
     return None if answer is None else not answer.strip()
 
 
+def protocol_files(path: str | Path) -> tuple[Path, ...]:
+    """The files that fix a study's protocol: its own, then the private modules of its folder that these import."""
+    found = [Path(path).resolve()]
+    for file in found:
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            names = [module, *(alias.name for alias in node.names)]
+            for name in (part.rpartition(".")[2] for part in names):
+                beside = file.parent / f"{name}.py"
+                if name.startswith("_") and name != "__init__" and beside.exists() and beside not in found:
+                    found.append(beside)
+    return tuple(found)
+
+
 def frozen(path: str | Path) -> Frozen | None:
-    """The frozen commit of a study's file; None where its code was never committed as it is now, or without git."""
-    path = Path(path).resolve()
-    root = checkout_of(path)
-    if root is None:
+    """The frozen commit of a study; None where its code was never committed as it is now, or without git."""
+    files = protocol_files(path)
+    checkout = checkout_of(files[0])
+    if checkout is None:
         return None
-    now = tree_hash(path.read_bytes())
-    name = path.relative_to(root.resolve()).as_posix()
-    log = _git(root, "log", "--format=%H %cs", "--", name)
+    root = checkout.resolve()
+    now = {file.relative_to(root).as_posix(): tree_hash(file.read_bytes()) for file in files}
+    log = _git(root, "log", "--format=%H %cs", "--", *now)
     found = None
     for line in (log or b"").decode().splitlines():
         commit, date = line.split()
-        content = _git(root, "show", f"{commit}:{name}")
-        if content is None or _hash_or_none(content) != now:
+        then = {name: _git(root, "show", f"{commit}:{name}") for name in now}
+        if any(content is None or _hash_or_none(content) != now[name] for name, content in then.items()):
             break
         found = Frozen(commit, date)
     return found
@@ -96,22 +113,22 @@ def _hash_or_none(content: bytes) -> str | None:
 
 
 def refuse_unfrozen(path: str | Path, slug: str) -> Frozen:
-    """The frozen commit, if the study's file is committed just as it stands.
+    """The frozen commit, if the study's files are committed just as they stand.
 
     Raises:
-        PlexusError: there is no git, the file is not tracked, or it differs from its committed form.
+        PlexusError: there is no git, a file is not tracked, or it differs from its committed form.
     """
-    path = Path(path).resolve()
-    if checkout_of(path) is None:
-        raise PlexusError(
-            f"{slug} cannot be confirmed: its file is not tracked by git here",
-            mend="commit the study first; its bars must be fixed before the confirming run",
-        )
-    if _git(path.parent, "diff", "--quiet", "HEAD", "--", path.name) is None:
-        raise PlexusError(
-            f"{slug} cannot be confirmed: its file differs from its committed form",
-            mend="commit it; its bars must be fixed before the confirming run",
-        )
+    for file in protocol_files(path):
+        if checkout_of(file) is None:
+            raise PlexusError(
+                f"{slug} cannot be confirmed: {file.name} is not tracked by git here",
+                mend="commit the study first; its bars must be fixed before the confirming run",
+            )
+        if _git(file.parent, "diff", "--quiet", "HEAD", "--", file.name) is None:
+            raise PlexusError(
+                f"{slug} cannot be confirmed: {file.name} differs from its committed form",
+                mend="commit it; its bars must be fixed before the confirming run",
+            )
     commit = frozen(path)
     if commit is None:
         raise PlexusError(f"{slug} cannot be confirmed: git shows no commit of its file")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from plexus.errors import PlexusError
 from plexus.lab import TUNING_SEEDS
-from plexus.lab._frozen import confirming_seeds, frozen, head, is_clean, refuse_unfrozen
+from plexus.lab._frozen import confirming_seeds, frozen, head, is_clean, protocol_files, refuse_unfrozen
 
 
 @pytest.fixture
@@ -103,3 +103,17 @@ def test_confirming_seeds(slug, number, count):
     assert confirming_seeds(slug, sha, count + 3)[:count] == seeds
     assert confirming_seeds(slug, f"{number ^ 1:040x}", count) != seeds
     assert confirming_seeds(slug + "x", sha, count) != seeds
+
+
+def test_a_private_module_beside_the_study_is_part_of_its_protocol(repository):
+    path, beside = repository / "study.py", repository / "_bars.py"
+    commit(repository, "BAR = 1\n", name="_bars.py")
+    first = commit(repository, "from _bars import BAR\n")
+    assert protocol_files(path) == (path.resolve(), beside.resolve())
+    assert frozen(path).commit == first
+    beside.write_text("BAR = 2\n")
+    assert frozen(path) is None
+    with pytest.raises(PlexusError, match=r"_bars\.py differs"):
+        refuse_unfrozen(path, "study")
+    second = commit(repository, "BAR = 2\n", name="_bars.py")
+    assert frozen(path).commit == second

@@ -1,0 +1,23 @@
+"""Everything is declared in pyproject.toml; this only lets the wheel carry the ledger, which lives beside the package."""
+
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithLedger(build_py):
+    """Copy `ledger/*.json` into the built package as `plexus/ledger/`."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib) / "plexus" / "ledger"
+        target.mkdir(parents=True, exist_ok=True)
+        for row in Path(__file__).parent.glob("ledger/*.json"):
+            shutil.copy(row, target)
+
+
+setup(cmdclass={"build_py": BuildWithLedger})
