@@ -1,4 +1,4 @@
-"""Everything is declared in pyproject.toml; this only lets the wheel carry the ledger, which lives beside the package."""
+"""Everything is declared in pyproject.toml; this only puts the ledger, which lies beside the package, into the wheel."""
 
 import shutil
 from pathlib import Path

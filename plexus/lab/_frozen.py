@@ -1,8 +1,9 @@
 """Frozen bars: which commit last changed a study, and the confirming seeds that follow from it.
 
-The frozen commit is the oldest one since which the study's file, and the private modules beside it that it imports, have
-had the syntax trees that they have now, docstrings and comments left aside. The confirming seeds are the first fitting numbers of sha256(slug, commit, i), so that nobody can
-choose them: below 2³¹, not below 1000 (those are for building a study), and none of the tuning seeds.
+The frozen commit is the oldest one since which the study's file, and the private modules beside it that it imports,
+have had the syntax trees that they have now, docstrings and comments left aside. The confirming seeds are the first
+fitting numbers of sha256(slug, commit, i), so that nobody can choose them: below 2³¹, not below 1000 (those are for
+building a study), and none of the tuning seeds.
 """
 
 from __future__ import annotations
