@@ -447,8 +447,8 @@ def test_what_was_compiled_around_the_model_sees_edits_too() -> None:
     assert torch.equal(before(X), plain + other(X))  # compiled without an edit
     silent = model[2].bias.detach()
     with attach(model, [times(0.0)]):
-        inside = torch.compile(model, backend="eager")
         assert torch.equal(before(X), silent + other(X))
+        inside = torch.compile(model, backend="eager")
         assert torch.equal(inside(X), silent.expand(2, 2))
     assert torch.equal(before(X), plain + other(X))
     assert torch.equal(inside(X), plain)
