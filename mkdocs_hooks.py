@@ -28,7 +28,7 @@ def room(path: str) -> str:
             if node.module is None:
                 rooms.append(alias.name)
             else:
-                names.append(f"::: plexus.{path}.{node.module}.{alias.name}\n    options: {{heading_level: 3}}\n")
+                names.append(f"::: plexus.{path}.{alias.name}\n    options: {{heading_level: 3}}\n")
     parts = [text, *sorted(names, key=lambda entry: entry.split("\n")[0].rpartition(".")[2].lower())]
     for name in rooms:
         if (folder / name).is_dir():

@@ -1,4 +1,4 @@
-"""Everything is declared in pyproject.toml; this only puts the ledger, which lies beside the package, into the wheel."""
+"""Everything is declared in pyproject.toml; this only puts the ledger, which lies beside the package, in the wheel."""
 
 import shutil
 from pathlib import Path
