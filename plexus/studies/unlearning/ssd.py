@@ -144,12 +144,12 @@ GRID: dict[str, list[dict[str, Any]]] = {
 TUNED: dict[str, tuple[int, int, int, int]] = {
     "percentile": (4, 1, 0, 5),
     "budget": (4, 4, 0, 4),
-    "fine-tune": (3, 4, 0, 5),
+    "fine-tune": (3, 4, 0, 1),
     "ascent": (2, 1, 0, 3),
     "ascent-pass": (2, 2, 0, 5),
     "ascent-descent": (2, 1, 0, 4),
     "relabel": (2, 1, 0, 3),
-    "bad-teacher": (3, 1, 1, 4),
+    "bad-teacher": (3, 1, 1, 5),
     "noise": (1, 5, 2, 0),
 }
 """What `tune` chose for each request on ten tuning seeds (`--set tuning_seeds=10` chooses again)."""
