@@ -1,1 +1,3 @@
 from . import unlearning as unlearning
+from . import homeostasis as homeostasis
+from . import readout as readout
