@@ -26,12 +26,12 @@ CORE = ("torch", "numpy", "scipy", "numba", "safetensors", "typer", "rich", "laz
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lab": ("figures, real digits, stores behind URLs", ("sklearn", "plotly", "jinja2", "joblib", "fsspec")),
     "llm": ("language models of Hugging Face", ("transformers", "tokenizers", "peft")),
-    "events": ("nothing yet: kept for event-camera data", ("tonic",)),
-    "brain": ("nothing yet: kept for readers of recorded neurons", ("pynwb", "mne", "tensorly", "statsmodels", "pynapple")),
-    "rl": ("nothing yet: kept for environments to act in", ("gymnasium", "mujoco")),
-    "interop": ("nothing yet: kept for graphs to and from neuromorphic hardware", ("nir",)),
-    "ray": ("nothing yet: kept for trials on a cluster", ("ray",)),
-    "mlflow": ("nothing yet: kept for the export of runs", ("mlflow",)),
+    "events": ("nothing yet; for event-camera data", ("tonic",)),
+    "brain": ("nothing yet; for readers of recorded neurons", ("pynwb", "mne", "tensorly", "statsmodels", "pynapple")),
+    "rl": ("nothing yet; for environments to act in", ("gymnasium", "mujoco")),
+    "interop": ("nothing yet; for graphs to and from neuromorphic hardware", ("nir",)),
+    "ray": ("nothing yet; for trials on a cluster", ("ray",)),
+    "mlflow": ("nothing yet; for the export of runs", ("mlflow",)),
 }
 
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "lazy_loader": "lazy-loader"}
