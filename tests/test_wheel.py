@@ -32,7 +32,7 @@ def run(installed: Path, *command: str, cwd: Path) -> subprocess.CompletedProces
 def test_the_command_runs_without_any_extra(installed: Path, tmp_path: Path) -> None:
     listed = run(installed, "plexus", "list", "--json", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
-    assert {row["name"] for row in json.loads(listed.stdout)} >= {"ssd", "adaptive-gain-control"}
+    assert {row["slug"] for row in json.loads(listed.stdout)} >= {"ssd", "adaptive-gain-control"}
     doctor = run(installed, "plexus", "doctor", cwd=tmp_path)
     assert doctor.returncode == 0, doctor.stderr
     assert "plexus-nn" in doctor.stdout
