@@ -24,7 +24,7 @@ NOTE = (
 CORE = ("torch", "numpy", "scipy", "numba", "safetensors", "typer", "rich", "lazy_loader")
 
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "lab": ("figures, real digits, stores behind URLs", ("sklearn", "plotly", "jinja2", "joblib", "fsspec")),
+    "lab": ("figures, real digits, stores behind URLs", ("sklearn", "plotly", "jinja2", "fsspec")),
     "llm": ("language models of Hugging Face", ("transformers", "tokenizers", "peft")),
     "events": ("nothing yet; for event-camera data", ("tonic",)),
     "brain": ("nothing yet; for readers of recorded neurons", ("pynwb", "mne", "tensorly", "statsmodels", "pynapple")),
