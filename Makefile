@@ -23,13 +23,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@echo "— the ledger as shipped —"
+	@echo "— the ledger as shipped: what each study found on ten seeds that follow from its frozen bars —"
 	@$(BIN)/plexus list
 	@$(BIN)/plexus report --out report.html
-	@echo "— measuring again on this machine: $(DEMO_SEEDS) seeds that the ledger has not used —"
-	@$(BIN)/plexus run $(STUDIES) --scale full --seeds $(DEMO_SEEDS) --first-seed 100 --jobs $(JOBS)
-	@$(BIN)/plexus report --out report.html
-	@echo "open report.html"
+	@echo "— measuring again on this machine: $(DEMO_SEEDS) seeds that the ledger has not used; Ctrl-C stops, make demo continues —"
+	@status=0; \
+	$(BIN)/plexus run $(STUDIES) --scale full --seeds $(DEMO_SEEDS) --first-seed 100 --jobs $(JOBS) || status=$$?; \
+	$(BIN)/plexus report --here --out report.html && exit $$status
+	@echo "open report.html: the ledger, and beside it what was measured here"
 
 test: $(STAMP) lint types layers unit smoke docs
 

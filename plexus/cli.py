@@ -23,8 +23,6 @@ from plexus.errors import PlexusError, RangeError, UnknownNameError
 
 if TYPE_CHECKING:
     from plexus.lab._catalogue import Entry
-    from plexus.lab._runner import Run
-    from plexus.lab._store import Store
 
 P = ParamSpec("P")
 
@@ -127,7 +125,9 @@ def run(
 ) -> None:
     """Run studies: what is not in the store yet."""
     from plexus.lab._catalogue import find_all, load
-    from plexus.lab._frozen import frozen, refuse_unfrozen
+    from plexus.lab._command import Request, measure, named, words_of
+    from plexus.lab._files import writable
+    from plexus.lab._frozen import confirming_seeds, frozen, refuse_unfrozen
     from plexus.lab._ledger import ledger_folder, write_row
     from plexus.lab._settings import parse_settings
     from plexus.lab._store import Store
@@ -136,83 +136,44 @@ def run(
         raise RangeError(
             "--confirm fixes the seeds, the scale and the settings", mend="leave --set, --scale and --seeds out"
         )
-    entries, place = find_all(names), Store(store)
-    studies = {entry.slug: load(entry) for entry in entries}
-    overrides = {
-        entry.slug: parse_settings(studies[entry.slug].Config, set_ or (), study=entry.slug) for entry in entries
-    }
+    entries, called, requests = find_all(names), named(names), []
     for entry in entries:
-        studies[entry.slug].configure(scale, overrides[entry.slug])
-    ices: dict[str, Any] = {}
-    for entry in entries:
-        path = entry.source.path
-        ices[entry.slug] = refuse_unfrozen(path, entry.slug) if confirm else frozen(path)
+        study, path = load(entry), entry.source.path
+        overrides = parse_settings(study.Config, set_ or (), study=entry.slug)
+        study.configure(scale, overrides)
+        ice = refuse_unfrozen(path, entry.slug) if confirm else frozen(path)
+        chosen: Sequence[int] = range(first_seed, first_seed + seeds)
+        if confirm and ice is not None:
+            chosen = confirming_seeds(entry.slug, ice.commit, study.seeds)
+        requests.append(Request(entry, called[entry.slug], scale, tuple(chosen), overrides, ice, confirm))
     own = any(entry.source.is_file for entry in entries) and "PLEXUS_LEDGER" not in os.environ
-    target = _writable(ledger or (Path("ledger") if own else ledger_folder())) if confirm else None
-    rows, broken = [], False
-    for entry in entries:
-        chosen = (
-            _confirming(entry, studies[entry.slug], ices) if confirm else tuple(range(first_seed, first_seed + seeds))
-        )
-        command = f"plexus run {names[0] if entry.source.is_file else entry.slug} "
-        command += "--confirm" if confirm else f"--scale {scale} --seeds {seeds} --first-seed {first_seed}"
-        command += "".join(f" --set {item}" for item in set_ or ())
-        row = _run_one(entry, place, command, ices[entry.slug], scale, chosen, overrides[entry.slug], jobs, confirm)
+    target = writable(ledger or (Path("ledger") if own else ledger_folder())) if confirm else None
+    place, rows = Store(store), []
+    for request in requests:
+        row = measure(request, words_of(request, set_ or ()), jobs=jobs, store=place)
         if row is None:
-            broken = True
             continue
-        broken = broken or bool(row["broken"])
         rows.append(row)
         if target is not None:
             sys.stderr.write(f"written: {write_row(target, row)}\n")
     if as_json:
         _emit(rows)
     else:
-        _print_rows(rows)
-    if broken:
+        _print_rows(rows, {} if confirm else _rows_or_none(ledger))
+    if len(rows) < len(requests) or any(row["broken"] for row in rows):
         raise typer.Exit(3)
 
 
-def _confirming(entry: Entry, study: Any, ices: dict[str, Any]) -> tuple[int, ...]:
-    from plexus.lab._frozen import confirming_seeds
-
-    return confirming_seeds(entry.slug, ices[entry.slug].commit, study.seeds)
-
-
-def _run_one(
-    entry: Entry,
-    store: Store,
-    command: str,
-    ice: Any,
-    scale: str,
-    seeds: Sequence[int],
-    overrides: dict[str, Any],
-    jobs: int | None,
-    confirm: bool = False,
-) -> dict[str, Any] | None:
-    """The row of one study; None where the study cannot be run at all, with the reason on stderr."""
-    from plexus.lab._crew import BrokenStudy
-    from plexus.lab._local import keep_row
-    from plexus.lab._progress import Bars
-    from plexus.lab._row import make_row
-    from plexus.lab._runner import run_study
-
+def _rows_or_none(ledger: Path | None) -> dict[str, dict[str, Any]]:
+    """The ledger's rows to print beside others; a damaged ledger does not stop a run that has finished."""
     try:
-        with Bars() as bars:
-            result: Run = run_study(
-                entry, scale=scale, seeds=tuple(seeds), overrides=overrides, jobs=jobs, store=store, progress=bars
-            )
-    except BrokenStudy as error:
-        sys.stderr.write(f"{entry.slug} is broken: {error}\n")
-        return None
-    for item in result.broken:
-        sys.stderr.write(f"\n{entry.slug}: {item.arm}, seed {item.seed}: {item.error}\n{item.traceback}\n")
-    row = make_row(result, frozen=ice, confirming=confirm, command=command)
-    keep_row(store, row)
-    return row
+        return _rows(ledger)
+    except PlexusError as error:
+        sys.stderr.write(f"the ledger is not shown beside: {error}\n")
+        return {}
 
 
-def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
+def _print_rows(rows: Sequence[dict[str, Any]], ledger: dict[str, dict[str, Any]]) -> None:
     from plexus.lab._show import show_checks, show_verdicts
 
     console = _console()
@@ -220,7 +181,7 @@ def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
         console.print(f"[bold]{row['slug']}[/]")
         show_checks(console, row)
         console.print()
-    show_verdicts(console, rows)
+    show_verdicts(console, rows, ledger)
 
 
 @app.command()
@@ -238,32 +199,24 @@ def verify(
 ) -> None:
     """Rerun at full scale, and compare the verdicts with the ledger's."""
     from plexus.lab._catalogue import find_all
-    from plexus.lab._frozen import frozen
-    from plexus.lab._row import differences
+    from plexus.lab._command import measure_again, named
     from plexus.lab._store import Store
 
-    rows, entries, place = _rows(ledger), find_all(names), Store(store)
+    rows, entries, called = _rows(ledger), find_all(names), named(names)
     known = {entry.slug: _row_of(entry, rows) for entry in entries}
-    answers: list[dict[str, Any]] = []
-    measured = []
+    if first_seed is None and any(len(row["seeds"]) < (seeds or 1) for row in known.values()):
+        raise RangeError("the ledger has fewer seeds", given=seeds, mend="name the first of them with --first-seed")
+    place, answers, measured = Store(store), [], []
     for entry in entries:
-        old = known[entry.slug]
-        count = seeds or len(old["seeds"])
-        chosen = old["seeds"][:count] if first_seed is None else range(first_seed, first_seed + count)
-        ice = frozen(entry.source.path)
-        row = _run_one(entry, place, f"plexus verify {entry.slug}", ice, old["scale"], tuple(chosen), {}, jobs)
-        lines = ["it cannot be run"] if row is None else differences(row, old)
-        if row is not None:
-            measured.append(row)
-        if old["frozen"] and ice and ice.commit != old["frozen"]["commit"]:
-            sys.stderr.write(f"{entry.slug}: protocol or bars changed since the ledger's row was measured\n")
-        words = {q: row["verdicts"][q]["word"] for q in ("mechanism", "advantage")} if row else {}
-        told = {q: old["verdicts"][q]["word"] for q in ("mechanism", "advantage")}
-        answers.append({"slug": entry.slug, "agrees": not lines, "ledger": told, "here": words, "differences": lines})
+        row, answer = measure_again(
+            entry, called[entry.slug], known[entry.slug], first_seed=first_seed, seeds=seeds, jobs=jobs, store=place
+        )
+        measured += [] if row is None else [row]
+        answers.append(answer)
     if as_json:
         _emit(answers)
     else:
-        _print_rows(measured)
+        _print_rows(measured, rows)
         for answer in answers:
             agrees = "agrees with the ledger" if answer["agrees"] else "differs: " + "; ".join(answer["differences"])
             _console().print(f"{answer['slug']}: {agrees}", markup=False, soft_wrap=True)
@@ -290,12 +243,13 @@ def show(
         return
     row = _row_of(entry, rows)
     if out is not None:
+        from plexus.lab._files import file_in_writable_folder
         from plexus.lab._ledger import write_row
         from plexus.lab._report import write_report
 
         with tempfile.TemporaryDirectory() as folder:
             write_row(folder, row)
-            write_report(Path(folder), _parent_of(out))
+            write_report(Path(folder), file_in_writable_folder(out))
     if as_json:
         _emit(row)
         return
@@ -310,48 +264,30 @@ def show(
 def report(
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
     here: Annotated[
-        bool, typer.Option("--here", help="Show the last runs in the store in place of the ledger's rows.")
+        bool, typer.Option("--here", help="Show beside the ledger's rows what the last runs on this store measured.")
     ] = False,
     ledger: Ledger = None,
     store: StorePlace = None,
     as_json: AsJson = False,
 ) -> None:
     """The whole ledger as one page that opens from disk."""
+    from plexus.lab._files import file_in_writable_folder
     from plexus.lab._ledger import ledger_folder
-    from plexus.lab._local import assemble
+    from plexus.lab._local import kept_rows
     from plexus.lab._report import write_report
     from plexus.lab._store import Store
 
+    target = file_in_writable_folder(out)
+    measured = kept_rows(Store(store)) if here else []
     folder = ledger_folder(ledger)
-    target = _parent_of(out)
-    with tempfile.TemporaryDirectory() as temporary:
-        if here:
-            folder = assemble(folder, Store(store), temporary)
-        studies = len(list(folder.glob("*.json"))) - (folder / "calibration.json").exists()
-        write_report(folder, target)
+    write_report(folder, target, here=measured)
+    known = {path.stem for path in folder.glob("*.json")} - {"calibration"}
+    studies = len(known | {row["slug"] for row in measured})
     if as_json:
         _emit({"out": str(target), "studies": studies})
     else:
-        sys.stdout.write(f"written: {target} ({studies} studies)\n")
-
-
-def _parent_of(path: Path) -> Path:
-    """The path, if a file can be written there."""
-    if path.is_dir():
-        raise RangeError(f"{path} is a folder", expected="the name of a file")
-    _writable(path.absolute().parent)
-    return path
-
-
-def _writable(folder: Path) -> Path:
-    """The folder, made where it is missing, if it can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise PlexusError(f"the folder {folder} cannot be written", given=error, mend="name another one") from error
-    return folder
+        also = f", {len(measured)} of them also measured here" if measured else ""
+        sys.stdout.write(f"written: {target} ({studies} stud{'y' if studies == 1 else 'ies'}{also})\n")
 
 
 @app.command()
@@ -414,11 +350,12 @@ def calibrate(
 ) -> None:
     """Put studies of known truth through the lab, and write what it called them to the ledger."""
     from plexus.lab._calibration import calibrate as measure
+    from plexus.lab._files import writable
     from plexus.lab._ledger import ledger_folder, write_json
     from plexus.lab._progress import Bars
     from plexus.lab._store import Store
 
-    folder = _writable(ledger_folder(ledger))
+    folder = writable(ledger_folder(ledger))
     with Bars() as bars:
         result = measure(seeds=range(seeds), each=each, jobs=jobs, store=Store(store), progress=bars)
     write_json(folder / "calibration.json", result)

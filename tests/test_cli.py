@@ -229,12 +229,35 @@ def test_report_and_show_write_pages(call, tmp_path):
     assert "The method is better than nothing." in page
 
 
-def test_report_here_shows_the_last_runs(call, tmp_path):
-    assert call("run", FILE, "--scale", "smoke", "--seeds", 2, "--jobs", 1)[0] == 0
+def test_report_here_keeps_the_ledger_and_what_was_measured_here_apart(call, tmp_path):
+    old = synthetic_row("synthetic-study", mechanism="does not hold here")
+    write_row(tmp_path / "ledger", old)
+    write_row(tmp_path / "ledger", synthetic_row("untouched"))
+    status, out, _ = call("run", FILE, "--scale", "smoke", "--seeds", 2, "--jobs", 1)
+    assert status == 0
+    assert "the ledger says" in out
+    assert "does not hold here" in out  # the ledger's word beside that of this run
+    assert "Fewer seeds give wider intervals" in out
     status, out, _ = call("report", "--here", "--out", tmp_path / "report.html", "--json")
     assert status == 0
-    assert json.loads(out)["studies"] == 1
-    assert "The method adds one." in (tmp_path / "report.html").read_text()
+    assert json.loads(out)["studies"] == 2
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<details class="study"') == 2
+    assert "The method is better than nothing." in page  # the row is still the ledger's
+    assert "another answer" in page
+    assert f"plexus run {FILE} --scale smoke --seeds 2 --first-seed 0" in page
+    assert "2 rows of the ledger and 1 run on this machine" in page
+    (tmp_path / "ledger" / "synthetic-study.json").unlink()
+    assert call("report", "--here", "--out", tmp_path / "report.html")[0] == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "The method adds one." in page
+    assert "only measured here" in page
+    assert "<strong>1 <span>of 1</span></strong>mechanisms hold" in page  # only the ledger is counted
+    (tmp_path / "store" / "rows" / "synthetic-study.json").write_text('{"kind": ')
+    assert (
+        "only measured here"
+        not in (call("report", "--here", "--out", tmp_path / "r.html"), (tmp_path / "r.html").read_text())[1]
+    )
 
 
 def test_a_ledger_that_is_damaged_is_refused(call, tmp_path):

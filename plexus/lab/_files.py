@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
-from plexus.errors import PlexusError, require
+from plexus.errors import PlexusError, RangeError, require
 
 
 class Files(Protocol):
@@ -162,3 +163,22 @@ class RemoteFiles:
 def open_files(where: str | Path) -> Files:
     """A folder, or what an URL names."""
     return RemoteFiles(str(where)) if "://" in str(where) else LocalFiles(where)
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made where it is missing, if it can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PlexusError(f"the folder {folder} cannot be written", given=error, mend="name another one") from error
+    return folder
+
+
+def file_in_writable_folder(path: Path) -> Path:
+    """The path, if a file can be written there."""
+    if path.is_dir():
+        raise RangeError(f"{path} is a folder", expected="the name of a file")
+    writable(path.absolute().parent)
+    return path

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from plexus.lab._catalogue import Entry
 from plexus.lab._code import file_hash
-from plexus.lab._ledger import Row, read_calibration, read_ledger, write_json, write_row
+from plexus.lab._ledger import KIND, VERSION, Row
 from plexus.lab._store import Store
 from plexus.lab._verdict import QUESTIONS
 
@@ -20,20 +19,16 @@ def keep_row(store: Store, row: Row) -> None:
 
 
 def kept_rows(store: Store) -> list[Row]:
-    """The last run of each study on this store."""
-    found = [store.files.read(f"rows/{name}") for name in store.files.names("rows")]
-    return [json.loads(data) for data in found if data]
-
-
-def assemble(ledger: Path, store: Store, folder: str | Path) -> Path:
-    """A ledger in `folder`: the rows of `ledger`, those measured here in their place."""
-    rows = {row["slug"]: row for row in (*read_ledger(ledger), *kept_rows(store))}
-    for row in rows.values():
-        write_row(folder, row)
-    calibration = read_calibration(ledger)
-    if calibration is not None:
-        write_json(Path(folder) / "calibration.json", calibration)
-    return Path(folder)
+    """The last run of each study on this store, by family and slug, without what is damaged or of another version."""
+    found = []
+    for name in store.files.names("rows"):
+        try:
+            row = json.loads(store.files.read(f"rows/{name}") or b"")
+        except ValueError:
+            continue
+        if isinstance(row, dict) and (row.get("kind"), row.get("version")) == (KIND, VERSION):
+            found.append(row)
+    return sorted(found, key=lambda row: (row["family"], row["slug"]))
 
 
 def state_of(entry: Entry, row: Mapping[str, Any] | None) -> str:

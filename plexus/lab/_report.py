@@ -11,7 +11,8 @@ import gzip
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import plexus._version
 from plexus.errors import PlexusError, require
 from plexus.lab._figures import COLOURS, FILL, mark, style, variables
 from plexus.lab._ledger import Row
+from plexus.lab._report_here import here_views
 from plexus.lab._report_map import claims_map
 from plexus.lab._report_rows import (
     FIDELITY,
@@ -46,13 +48,16 @@ class UnwritableError(PlexusError, OSError):
     """A file cannot be written where it was asked for."""
 
 
-def write_report(ledger_folder: str | Path, out: str | Path, *, calibration: str | Path | None = None) -> Path:
+def write_report(
+    ledger_folder: str | Path, out: str | Path, *, calibration: str | Path | None = None, here: Sequence[Row] = ()
+) -> Path:
     """Write the whole ledger as one HTML page and return its path.
 
     Args:
         ledger_folder: holds `<slug>.json` rows; may be empty.
         out: the file to write; folders above it are made. It appears whole or not at all.
         calibration: the calibration file, by default `calibration.json` in the ledger's folder.
+        here: rows of runs on this machine, shown beside the ledger's and never counted with them.
 
     Raises:
         UnwritableError: the file cannot be written.
@@ -64,8 +69,8 @@ def write_report(ledger_folder: str | Path, out: str | Path, *, calibration: str
         >>> write_report(folder, Path(folder) / "report.html").name
         'report.html'
     """
-    page = render(load(Path(ledger_folder), None if calibration is None else Path(calibration)))
-    return write_whole(Path(out), page)
+    ledger = load(Path(ledger_folder), None if calibration is None else Path(calibration))
+    return write_whole(Path(out), render(replace(ledger, here=tuple(here))))
 
 
 def write_whole(path: Path, text: str) -> Path:
@@ -101,11 +106,14 @@ def render(ledger: Ledger) -> str:
     )
     marks, newest = dots(ledger), max(ledger.rows, key=lambda row: row["measured"], default=None)
     plotting = ""
-    if any(row["figures"] for row in ledger.rows):
+    if any(row["figures"] for row in ledger.shown):
         code = require("plotly.offline", "lab", purpose="the figures of the report").get_plotlyjs()
         plotting = base64.b64encode(gzip.compress(code.encode(), mtime=0)).decode()
     page: str = environment.from_string(text["report.html"]).render(
-        rows=[_row_view(row, newest) for row in ledger.rows],
+        rows=[_row_view(row, newest if row in ledger.rows else None) for row in ledger.shown],
+        counted=len(ledger.rows),
+        here=here_views(ledger),
+        ledger_slugs=[row["slug"] for row in ledger.rows],
         questions=QUESTIONS,
         fidelity=FIDELITY,
         head=header(ledger.rows),
@@ -132,7 +140,12 @@ def render(ledger: Ledger) -> str:
 
 def embedded(ledger: Ledger) -> str:
     """The rows as JSON that may stand inside a script element."""
-    held = {"rows": ledger.rows, "calibration": ledger.calibration, "colours": list(COLOURS["light"])}
+    held = {
+        "rows": ledger.shown,
+        "here": ledger.here,
+        "calibration": ledger.calibration,
+        "colours": list(COLOURS["light"]),
+    }
     text = json.dumps(held, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -49,6 +49,14 @@ class Ledger:
     rows: tuple[Row, ...]
     calibration: Row | None
     unreadable: tuple[tuple[str, str], ...]
+    here: tuple[Row, ...] = ()
+    """Rows of runs on this machine, which are not the ledger's."""
+
+    @property
+    def shown(self) -> tuple[Row, ...]:
+        """The ledger's rows, then those of studies that were only measured here."""
+        known = {row["slug"] for row in self.rows}
+        return (*self.rows, *(row for row in self.here if row["slug"] not in known))
 
 
 def load(folder: Path, calibration: Path | None = None) -> Ledger:
@@ -136,7 +144,7 @@ def distances(check: Mapping[str, Any] | None) -> tuple[float, float, float] | N
 
 def dots(ledger: Ledger) -> list[Dot]:
     """All studies and shams as dots of the claims map."""
-    marks = [_study_dot(row) for row in ledger.rows]
+    marks = [_study_dot(row) for row in ledger.shown]
     for sham in (ledger.calibration or {}).get("studies", ()):
         if sham["kind"] != "sham":
             continue

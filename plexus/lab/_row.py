@@ -13,7 +13,7 @@ from plexus.lab._code import file_hash
 from plexus.lab._frozen import Frozen, head, is_clean
 from plexus.lab._ledger import FIGURE_BYTES, KIND, VERSION, Row, clean_number, plain
 from plexus.lab._machine import machine_class, versions
-from plexus.lab._runner import Run
+from plexus.lab._run import Run
 from plexus.lab._statistics import benjamini_hochberg
 from plexus.lab._verdict import QUESTIONS, Judged, judge
 from plexus.lab._worker import settings

@@ -51,17 +51,33 @@ def show_list(console: Console, entries: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
 
 
-def show_verdicts(console: Console, rows: Sequence[Row]) -> None:
-    """The table of verdicts of some runs, and what broke."""
-    table = Table("study", "scale", "seeds", "mechanism", "advantage", "why", box=None, pad_edge=False)
+def show_verdicts(console: Console, rows: Sequence[Row], ledger: Mapping[str, Row] | None = None) -> None:
+    """The table of verdicts of some runs, what broke, and what the ledger says of the same studies."""
+    known = {row["slug"]: ledger[row["slug"]] for row in rows if ledger and row["slug"] in ledger}
+    beside = ["the ledger says"] if known else []
+    table = Table(
+        "study", "scale", "seeds", "mechanism", *beside, "advantage", *beside, "why", box=None, pad_edge=False
+    )
     for row in rows:
         verdicts = [row["verdicts"][question] for question in QUESTIONS]
         why = "; ".join(
             dict.fromkeys(verdict["reason"] for verdict in verdicts if verdict["reason"] and verdict["check"])
         )
-        words = [word(verdict["word"]) for verdict in verdicts]
+        words = []
+        for question, verdict in zip(QUESTIONS, verdicts, strict=True):
+            words.append(word(verdict["word"]))
+            if known:
+                old = known.get(row["slug"])
+                words.append("–" if old is None else word(old["verdicts"][question]["word"]))
         table.add_row(f"[bold]{escape(row['slug'])}[/]", row["scale"], str(len(row["seeds"])), *words, escape(why))
     console.print(table)
+    if any(len(row["seeds"]) < len(known[row["slug"]]["seeds"]) for row in rows if row["slug"] in known):
+        most = max(len(row["seeds"]) for row in known.values())
+        console.print(
+            f"[bright_black]The ledger's verdicts rest on up to {most} seeds. Fewer seeds give wider intervals, so "
+            "“undecided” here is no contradiction; plexus verify NAME runs as many.[/]",
+            soft_wrap=True,
+        )
 
 
 def show_checks(console: Console, row: Row) -> None:

@@ -3,6 +3,7 @@
   const root = document.documentElement;
   const ledger = JSON.parse(document.getElementById("ledger-data").textContent);
   const rows = new Map(ledger.rows.map(row => [row.slug, row]));
+  ledger.here.forEach(row => rows.set(`here-${row.slug}`, row));
   const all = (selector, within = document) => Array.from(within.querySelectorAll(selector));
 
   /* Light and dark: what the system says, until the reader says otherwise. */
