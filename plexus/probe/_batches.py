@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from plexus.errors import DeviceError, DtypeError, PlexusError, ShapeError
+from plexus.errors import DeviceError, DtypeError, PlexusError, RangeError, ShapeError
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -44,7 +45,7 @@ def each_batch(batches: Any) -> Iterator[Any]:
 
 
 def run(model: nn.Module, batch: Any, forward: Forward | None, generate: Mapping[str, Any] | None) -> Any:
-    """Call the model with a batch; errors of a wrong device or dtype are said in words.
+    """Call the model with a batch; errors of a wrong device, dtype or shape are said in words.
 
     A mapping is passed by keyword; of a tuple the first elements that the model's `forward` requires by position.
     """
@@ -59,9 +60,10 @@ def run(model: nn.Module, batch: Any, forward: Forward | None, generate: Mapping
         if isinstance(batch, Tensor | PackedSequence) or not isinstance(batch, tuple | list):
             return call(batch, **options)
         return call(*batch[: wanted(model, batch)], **options)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         if not isinstance(error, PlexusError):
             _other_dtype(model, batch, error)
+            _other_shape(model, batch, error)
         raise
 
 
@@ -88,13 +90,43 @@ def wanted(model: nn.Module, batch: tuple[Any, ...] | list[Any]) -> int:
     return max(1, min(required, len(batch)))
 
 
+def refuse_nan(batch: Any, number: int | None = None) -> None:
+    """Raise `RangeError` if a batch holds NaN, which thresholds and rectifiers may hide from every site.
+
+    Infinity is let pass: masks are made of it.
+    """
+    for tensor in _tensors(batch):
+        if tensor.is_floating_point() and not tensor.is_meta and bool(tensor.isnan().any()):
+            raise RangeError(
+                "the batch holds NaN" if number is None else f"batch {number} holds NaN",
+                given=f"{int(tensor.isnan().sum())} of {tensor.numel()} numbers of a tensor {tuple(tensor.shape)}",
+                mend="drop them or fill them in"
+                + ("" if number is None else ", or pass nonfinite='keep' to record what the model makes of them"),
+            )
+
+
 def labels_in(model: nn.Module, batch: Any, samples: int) -> Tensor | None:
-    """The labels that a batch carries: its one element beside the input, if that is a tensor with one per sample."""
+    """The labels that a batch carries: its one element beside the input, if that is a tensor with one per sample.
+
+    Targets that count samples along their second dimension, as those of a time-first network do, are no labels.
+
+    Raises:
+        ShapeError: their number is not the number of samples.
+    """
     if isinstance(batch, PackedSequence) or not isinstance(batch, tuple | list):
         return None
     rest = batch[wanted(model, batch) :]
-    if len(rest) != 1 or not isinstance(rest[0], Tensor) or rest[0].dim() == 0 or len(rest[0]) != samples:
+    if len(rest) != 1 or not isinstance(rest[0], Tensor) or rest[0].dim() == 0:
         return None
+    if len(rest[0]) != samples:
+        if rest[0].dim() > 1 and rest[0].shape[1] == samples:
+            return None
+        raise ShapeError(
+            "the labels of a batch do not match its samples",
+            given=f"{tuple(rest[0].shape)} labels, {samples} samples",
+            mend="one label per sample; a network over time takes [time, batch, …], and what is no label goes with "
+            "forward= or in a mapping",
+        )
     return rest[0].detach().cpu()
 
 
@@ -133,13 +165,41 @@ def _same_device(model: nn.Module, batch: Any) -> None:
             )
 
 
-def _other_dtype(model: nn.Module, batch: Any, error: RuntimeError) -> None:
+# how torch words it when a layer is given another dtype, or another shape, than it takes
+_DTYPE = re.compile(r"dtype|scalar types?\b|Input type|not implemented for '")
+_SHAPE = re.compile(
+    r"\bshapes?\b|\b(input\d?|kernel|image|padded)[. _]?size|size of (tensor|input|dim)|sizes of tensors|\d-?D\b"
+    r"|channels?\b|dimension|normalized_shape|feature number|should contain",
+    re.IGNORECASE,
+)
+
+
+def _other_dtype(model: nn.Module, batch: Any, error: Exception) -> None:
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    given = {tensor.dtype for tensor in _tensors(batch) if tensor.is_floating_point()}
-    if len(dtypes) == 1 and given and given != dtypes and "dtype" in str(error):
+    given = {tensor.dtype for tensor in _tensors(batch)}
+    if not given or not _DTYPE.search(str(error)):
+        return
+    batch_has = f"batch {', '.join(sorted(map(str, given)))}"
+    if len(dtypes) == 1 and given - dtypes:
         dtype = dtypes.pop()
         raise DtypeError(
             "the batch and the model have different dtypes",
-            given=f"batch {', '.join(sorted(map(str, given)))}, model {dtype}",
+            given=f"{batch_has}, model {dtype}",
             mend=f"convert one: batch.to({dtype})",
+        ) from error
+    raise DtypeError(
+        f"{type(model).__name__} does not take a batch of this dtype",
+        given=batch_has,
+        expected=str(error).splitlines()[0],
+    ) from error
+
+
+def _other_shape(model: nn.Module, batch: Any, error: Exception) -> None:
+    shapes = [str(tuple(tensor.shape)) for tensor in _tensors(batch)]
+    if shapes and _SHAPE.search(str(error)):
+        raise ShapeError(
+            f"{type(model).__name__} does not take a batch of this shape",
+            given=", ".join(shapes[:6]),
+            expected=str(error).splitlines()[0],
+            mend="look at the order and the sizes of the dimensions; networks with a state take [time, batch, unit]",
         ) from error

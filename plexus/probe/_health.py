@@ -10,7 +10,7 @@ potential  the highest potential that the input alone would give, in thresholds:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from plexus.errors import PlexusError, ShapeError
 from plexus.probe._advice import advise
-from plexus.probe._batches import Forward, each_batch, labels_in, run, wanted
+from plexus.probe._batches import Forward, each_batch, refuse_nan, run, wanted
 from plexus.probe._layers import Kind, Layer, layers, membrane_of, threshold_of
 from plexus.probe._quiet import quiet
 from plexus.probe._taps import Slope, Taken
@@ -158,7 +158,9 @@ def health(
         forward: how to run the network, `(network, batch) -> output`, where a plain call is not it.
 
     Raises:
-        ShapeError: an empty batch, or a loss that is not one number.
+        ShapeError: an empty batch, one of a shape that the network does not take, labels that do not match its
+            samples, or a loss that is not one number.
+        RangeError: NaN in the batch.
         PlexusError: the network has nothing that can be read as a layer.
 
     Example:
@@ -171,13 +173,14 @@ def health(
         layer 1 is silent: none of its 8 units is ever above 0 on this batch...
     """
     batch = next(each_batch([batch]))
+    refuse_nan(batch)
     found, unread = layers(network)
     taps = {layer: Slope(layer.site) for layer in found}
     inner = {layer: Slope(Site(layer.site.path, layer.site.axes, at="input")) for layer in found if layer.loops}
     with quiet(network, grad=True), attach(network, [*inner.values(), *taps.values()], all_reached=False):
         output = run(network, batch, forward, None)
-        number = _loss(network, output, batch, loss)
         taken = {layer: tap.taken() for layer, tap in taps.items()}
+        number = _loss(network, output, batch, loss, _counted_beside_time(taken.values()))
         entered = {layer: tap.taken() for layer, tap in inner.items()}
         held = [*taken.values(), *entered.values()]
         slopes = _slopes(number, [visit.value for visits in held for visit in visits])
@@ -210,7 +213,14 @@ def _slopes(loss: Tensor | None, values: list[Tensor]) -> Any:
     return iter(torch.autograd.grad(loss, values, allow_unused=True))
 
 
-def _loss(network: nn.Module, output: Any, batch: Any, loss: Callable[[Any, Any], Tensor] | None) -> Tensor | None:
+def _counted_beside_time(taken: Iterable[list[Taken]]) -> set[int]:
+    """How many samples the layers saw that know time and samples apart."""
+    return {visit.rows.samples for visits in taken for visit in visits if {"t", "b"} <= set(visit.visit.rows)}
+
+
+def _loss(
+    network: nn.Module, output: Any, batch: Any, loss: Callable[[Any, Any], Tensor] | None, samples: set[int]
+) -> Tensor | None:
     if loss is not None:
         number = loss(output, batch)
         if not isinstance(number, Tensor) or number.numel() != 1:
@@ -224,15 +234,28 @@ def _loss(network: nn.Module, output: Any, batch: Any, loss: Callable[[Any, Any]
     first = first if isinstance(first, Tensor) else _first_tensor(output)
     if first is None or not first.is_floating_point():
         return None
-    labels = None
-    if isinstance(batch, tuple | list) and len(batch) > wanted(network, batch):
-        for samples in first.shape[:2]:
-            labels = labels if labels is not None else labels_in(network, batch, samples)
-    if labels is not None and labels.dim() == 1 and not labels.is_floating_point() and first.dim() in (2, 3):
-        logits = first if first.dim() == 2 else first.mean(0 if len(labels) == first.shape[1] else 1)
-        if len(logits) == len(labels) and int(labels.max()) < logits.shape[1] and int(labels.min()) >= 0:
-            return nn.functional.cross_entropy(logits.float(), labels.to(logits.device).long())
+    labels = _classes(network, batch)
+    if labels is None or first.dim() not in (2, 3):
+        return first.float().square().mean()
+    possible = {len(first)} if first.dim() == 2 else samples or set(first.shape[:2])
+    if len(labels) not in possible:
+        raise ShapeError(
+            "the labels of the batch do not match its samples",
+            given=f"{len(labels)} labels, {' or '.join(map(str, sorted(possible)))} samples",
+            mend="one label per sample; a network over time takes [time, batch, …]",
+        )
+    logits = first if first.dim() == 2 else first.mean(0 if len(labels) == first.shape[1] else 1)
+    if len(logits) == len(labels) and int(labels.max()) < logits.shape[1] and int(labels.min()) >= 0:
+        return nn.functional.cross_entropy(logits.float(), labels.to(logits.device).long())
     return first.float().square().mean()
+
+
+def _classes(network: nn.Module, batch: Any) -> Tensor | None:
+    """The one element of the batch beside its input, if it can be the classes of its samples."""
+    rest = batch[wanted(network, batch) :] if isinstance(batch, tuple | list) else ()
+    if len(rest) != 1 or not isinstance(rest[0], Tensor) or rest[0].dim() != 1 or rest[0].is_floating_point():
+        return None
+    return rest[0].detach()
 
 
 def _first_tensor(output: Any) -> Tensor | None:

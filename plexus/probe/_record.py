@@ -28,7 +28,7 @@ from plexus.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from plexus.probe._batches import Forward, each_batch, labels_in, run, sample_counts
+from plexus.probe._batches import Forward, each_batch, labels_in, refuse_nan, run, sample_counts
 from plexus.probe._collect import POSITIONS, Collector, Positions
 from plexus.probe._progress import length, tracked
 from plexus.probe._quiet import quiet, state_kept
@@ -88,8 +88,9 @@ def record(
         A `Recording`; `record.labels` are the labels given, or those that came with the batches.
 
     Raises:
-        ShapeError: no batches, an empty batch, labels that do not match the samples, sites that disagree on samples.
-        RangeError: NaN or infinity at a site.
+        ShapeError: no batches, an empty one, one of a shape that the model does not take, labels that do not match the
+            samples, sites that disagree on samples.
+        RangeError: NaN in a batch, NaN or infinity at a site.
         SiteError: no site, or one that the model does not have; `SiteNotReached` for one that it never came by.
         DeviceError, DtypeError: the batch lies elsewhere or is of another dtype than the model.
         UnsupportedError: gradients of generation.
@@ -237,6 +238,8 @@ class _Session:
         """Rows of one batch, its samples numbered from `first`, and their count."""
         options = self.options
         self.collector.begin()
+        if options.finite:
+            refuse_nan(batch, number)
         with state_kept(self.model):  # no batch finds what another one left
             if options.before_batch is not None:
                 options.before_batch(self.model)

@@ -366,7 +366,7 @@ def _label(value: object, samples: int, what: str) -> Tensor:
         raise ShapeError(
             f"{what} do not match the samples",
             given=f"{tuple(value.shape)} labels, {samples} samples",
-            mend="give one label per sample, in the order of the batches",
+            mend="give one label per sample, in the order of the batches; networks over time take [time, batch, …]",
         )
     return value.detach().cpu()
 

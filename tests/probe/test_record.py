@@ -340,8 +340,65 @@ def test_bad_batches():
         probe.record(model, torch.randn(2, 4, dtype=torch.float64), HIDDEN)
     with pytest.raises(DeviceError, match="batch on meta, model on cpu"):
         probe.record(model, torch.randn(2, 4, device="meta"), HIDDEN)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        probe.record(model, torch.randn(2, 5), HIDDEN)
+    whole = Site("", "b ... u")
+    for other, x in (
+        (model, torch.ones(2, 4).long()),
+        (nn.Conv2d(1, 2, 3), torch.randn(2, 1, 6, 6).double()),
+        (nn.LSTM(3, 4), torch.randn(2, 3, 3).double()),
+        (nn.Embedding(4, 2), torch.randn(2, 3)),
+    ):
+        with pytest.raises(DtypeError, match="dtype"):
+            probe.record(other, x, whole)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (mlp(), (2, 5)),
+        (nn.Conv2d(1, 2, 3), (2, 3, 6, 6)),
+        (nn.Conv2d(1, 2, 3), (2, 1, 2, 2)),
+        (nn.LSTM(3, 4), (2, 3, 4)),
+        (nn.LayerNorm(4), (2, 5)),
+        (nn.BatchNorm2d(4), (2, 5)),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (2, 3, 7)),
+        (px_nn.Sequential(nn.Linear(4, 3), px_nn.LIF(3)), (5, 2, 6)),
+        (px_nn.Sequential(nn.Linear(4, 3), px_nn.LIF(3)), (4,)),
+    ],
+)
+def test_a_batch_of_another_shape_is_refused_and_leaves_nothing(model, shape, tmp_path):
+    with pytest.raises(ShapeError) as caught:
+        probe.record(model, torch.randn(shape), Site("", "b ... u"), spill=tmp_path / "r")
+    assert str(shape) in str(caught.value)
+    assert not (tmp_path / "r").exists()
+    with pytest.raises(ShapeError):
+        probe.health(model, torch.randn(shape))
+
+
+def test_an_error_of_the_model_itself_comes_through():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise ValueError("no such mode")
+
+    with pytest.raises(ValueError, match="no such mode") as caught:
+        probe.record(Broken(), torch.randn(2, 4), Site("", "b u"))
+    assert type(caught.value) is ValueError
+
+
+def test_a_batch_first_input_where_time_comes_first_is_noticed_by_its_labels():
+    net = px_nn.Sequential(nn.Linear(4, 8), px_nn.LIF(8), nn.Linear(8, 2))
+    spikes, x, y = sites.spiking(net), torch.rand(6, 9, 4), torch.tensor([0, 1] * 3)
+    for refused in (
+        lambda: probe.record(net, x, spikes, labels=y),
+        lambda: probe.record(net, [(x, y)], spikes),
+        lambda: list(probe.stream(net, [(x, y)], spikes)),
+        lambda: probe.health(net, (x, y)),
+    ):
+        with pytest.raises(ShapeError, match=r"6,?\)? labels, 9 samples(.|\n)*\[time, batch"):
+            refused()
+    right = probe.record(net, [(x.transpose(0, 1), y)], spikes)
+    assert torch.equal(right.labels, y)
+    per_step = torch.zeros(9, 6, 2)  # a target, counted along time first, is no label
+    assert probe.record(net, [(x.transpose(0, 1), per_step)], spikes).labels is None
 
 
 def test_bad_sites_and_choices():
@@ -374,13 +431,29 @@ def test_bad_sites_and_choices():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_refused_or_kept(bad):
-    x = torch.randn(5, 4)
-    x[3, 1] = bad
-    first = Site("", "b u")
+    class Breaks(nn.Module):
+        def forward(self, x):
+            return x.index_put((torch.tensor(3), torch.tensor(1)), torch.tensor(bad))
+
+    x, first = torch.randn(5, 4), Site("", "b u")
     with pytest.raises(RangeError, match="sample 3 of the batch"):
-        probe.record(nn.Identity(), x, first)
-    kept = probe.record(nn.Identity(), x, first, nonfinite="keep")[first]
+        probe.record(Breaks(), x, first)
+    kept = probe.record(Breaks(), x, first, nonfinite="keep")[first]
     assert not kept[3, 1].isfinite()
+
+
+def test_nan_in_a_batch_is_refused_also_where_a_threshold_would_hide_it(tmp_path):
+    net, x = px_nn.Sequential(nn.Linear(4, 3), px_nn.LIF(3)), torch.randn(5, 2, 4)
+    x[1, 1, 2] = float("nan")
+    spikes = sites.spiking(net)
+    with pytest.raises(RangeError, match=r"batch 1 holds NaN(.|\n)*1 of 40 numbers"):
+        probe.record(net, [torch.randn(5, 2, 4), x], spikes, spill=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+    with pytest.raises(RangeError, match="batch 0 holds NaN"):
+        next(probe.stream(net, x, spikes))
+    with pytest.raises(RangeError, match="the batch holds NaN"):
+        probe.health(net, x)
+    assert probe.record(net, x, spikes, nonfinite="keep")[spikes[0]].isfinite().all()
 
 
 def test_time_folded_into_the_batch_is_noticed_and_unfolded():
