@@ -20,7 +20,17 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = folder.glob("plexus_nn-*.whl")
     venv.create(folder / "env", with_pip=True)
     programs = folder / "env" / "bin"
-    command = [programs / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel]
+    command = [
+        programs / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "-c",
+        ROOT / "constraints.txt",
+        wheel,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return programs
 
