@@ -172,6 +172,7 @@ def health(
         >>> print(report.advice[0].splitlines()[0])  # doctest: +ELLIPSIS
         layer 1 is silent: none of its 8 units is ever above 0 on this batch...
     """
+    mark = fingerprint(network)
     batch = next(each_batch([batch]))
     refuse_nan(batch)
     found, unread = layers(network)
@@ -204,7 +205,7 @@ def health(
             mend="check that its layers are modules that run in the forward pass",
         )
     value = None if number is None else float(number.detach())
-    return Health(tuple(read), tuple(advise(read, value)), value, fingerprint(network), tuple(unread))
+    return Health(tuple(read), tuple(advise(read, value)), value, mark, tuple(unread))
 
 
 def _slopes(loss: Tensor | None, values: list[Tensor]) -> Any:

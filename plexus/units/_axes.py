@@ -49,25 +49,26 @@ _SPATIAL |= {
     nn.PixelShuffle: _IMAGE[2],
 }
 _CHANNEL_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
-_FLATTENS = (nn.Flatten,)
 _ELEMENTWISE = (nn.Identity, nn.Dropout, nn.AlphaDropout)
 
 
-def default_axes(named: Mapping[str, nn.Module], path: str) -> str:
-    """The axes of what the module at `path` puts out; `named` holds the modules of the model by name.
+def default_axes(named: Mapping[str, nn.Module], path: str, at: str = "output") -> str:
+    """The axes of what the module at `path` puts out or takes in; `named` holds the modules of the model by name.
 
     Raises:
         SiteError: they cannot be told.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
-        >>> [default_axes(dict(net.named_modules()), name) for name in ("1", "3")]
-        ['b u y x', 'b ... u']
+        >>> [default_axes(dict(net.named_modules()), name) for name in ("1", "2", "3")]
+        ['b u y x', 'b u', 'b ... u']
     """
     module, chain = named[path], _ancestors(named, path)
     own = known_axes(module)
     if own is not None:
         return _time_first(own, chain)
+    if at == "output" and _flattens(module):
+        return "b u"
     if chain:
         before = _before(chain[-1], path.rpartition(".")[2])
         if before is not None:
@@ -143,14 +144,18 @@ def _before(parent: nn.Module, name: str) -> str | None:
         module = parent._modules[earlier]
         if module is None:
             continue
-        if isinstance(module, _FLATTENS):
-            return "b u" if (module.start_dim, module.end_dim) == (1, -1) else None
+        if isinstance(module, nn.Flatten):
+            return "b u" if _flattens(module) else None
         axes = known_axes(module)
         if axes is not None:
             return axes.removeprefix("t ") if _folds_time(parent) else axes
         if not _keeps(module):
             return None
     return None
+
+
+def _flattens(module: nn.Module) -> bool:
+    return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
 
 
 def _keeps(module: nn.Module) -> bool:

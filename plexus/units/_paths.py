@@ -6,14 +6,20 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from plexus.errors import UnknownNameError, UnsupportedError
+from plexus.errors import DtypeError, UnknownNameError, UnsupportedError
 from plexus.units._site import Site
 
 __all__ = ["find_module", "has_loop", "read_only", "refuse_out_of_reach", "unwrap", "walk"]
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside torch.compile's, data parallelism's and PEFT's wrappers."""
+    """The module inside torch.compile's, data parallelism's and PEFT's wrappers.
+
+    Raises:
+        DtypeError: it is no module.
+    """
+    if not isinstance(module, nn.Module):
+        raise DtypeError("a model is a torch module", given=type(module).__name__, expected="torch.nn.Module")
     while True:
         inner = _inner(module)
         if inner is None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, SupportsIndex, overload
 import torch
 from torch import Tensor, nn
 
-from plexus.errors import ShapeError, SiteError, UnknownNameError
+from plexus.errors import DtypeError, ShapeError, SiteError, UnknownNameError
 from plexus.units._axes import default_axes, known_axes
 from plexus.units._engine import attach
 from plexus.units._families import (
@@ -80,6 +80,7 @@ class Finder:
     """Finds sites in a model; `sites` is the one instance.
 
     Called with a pattern, it gives a site for every module whose name matches (shell wildcards, `*` also crosses dots).
+    What only holds other modules and has no axes of its own, as the whole of a CNN, is left out where others match.
     Names are those of `named_modules` with the wrappers of torch.compile, data parallelism and PEFT left out; a module
     with several names is found under each.
 
@@ -100,19 +101,30 @@ class Finder:
     """
 
     def __call__(self, model: nn.Module, pattern: str, **fields: Any) -> SiteList:
+        if not isinstance(pattern, str):
+            raise DtypeError("a pattern of names is a text", given=repr(pattern), expected="e.g. 'encoder.*.fc1'")
         named = dict(walk(model))
         hits = [(name, module) for name, module in named.items() if fnmatch.fnmatchcase(name, pattern)]
         if not hits:
             names = [name for name in named if name]
             stars = {re.sub(r"\b\d+\b", "*", name) for name in names}
             raise UnknownNameError.among("module that matches", pattern, [*names, *stars])
-        found = {}
+        found: dict[Site, Found] = {}
+        unclear: list[SiteError] = []
         for name, module in hits:
-            site = _site(named, name, **fields)
+            try:
+                site = _site(named, name, **fields)
+            except SiteError as error:
+                if "axes" in fields or not module._modules:
+                    raise
+                unclear.append(error)
+                continue
             side = fields.get("at", "output")
             found[site] = Found(
                 output_size(module) if site.at == "output" else None, f"{side} of {type(module).__name__}"
             )
+        if not found:
+            raise unclear[0]
         return SiteList(found)
 
     def mlp(self, model: nn.Module) -> SiteList:
@@ -268,7 +280,7 @@ class _Ruler:
 
 def _site(named: Mapping[str, nn.Module], name: str, **fields: Any) -> Site:
     if "axes" not in fields:
-        fields["axes"] = default_axes(named, name)
+        fields["axes"] = default_axes(named, name, fields.get("at", "output"))
     return Site(name, **fields)
 
 

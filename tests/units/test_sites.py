@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import plexus as px
-from plexus.errors import ShapeError, SiteError, SiteNotReached, UnknownNameError
-from plexus.units import Site, SiteList, sites
+from plexus.errors import DtypeError, ShapeError, SiteError, SiteNotReached, UnknownNameError
+from plexus.units import Site, SiteList, fingerprint, sites
 
 HIDDEN, WIDTH, HEADS = 32, 16, 4
 
@@ -144,7 +144,12 @@ def test_axes_of_what_has_none_of_its_own() -> None:
     net = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.Dropout(), nn.ReLU(), nn.Flatten(), nn.ReLU(), nn.Linear(8, 4), nn.ReLU()
     )
-    assert [site.axes for site in sites(net, "[1246]")] == ["b u y x", "b u y x", "b u", "b ... u"]
+    assert [site.axes for site in sites(net, "[12346]")] == ["b u y x", "b u y x", "b u", "b u", "b ... u"]
+    assert sites(net, "3", at="input")[0].axes == "b u y x"
+    assert list(sites(net, "*")) == list(sites(net, "[0-6]"))  # the whole has two layouts, so it is left out
+    assert sites.measure(net, torch.zeros(1, 1, 4, 4), sites(net, "*"))[Site("3", "b u")] == 8
+    with pytest.raises(SiteError, match="axes of 'the model' cannot be told"):
+        sites(net, "")
 
     class Loose(nn.Module):
         def __init__(self) -> None:
@@ -184,6 +189,18 @@ def test_spiking_layers_declare_themselves() -> None:
     assert "3  neuron of Spiky" in repr(sites.spiking(net))
     with pytest.raises(SiteError, match="no neuron layers"):
         sites.spiking(nn.Linear(2, 2))
+
+
+def test_what_is_no_model_or_no_pattern_is_refused() -> None:
+    find: Callable[..., object] = sites
+    for ask in (
+        lambda: find(len, "*"),
+        lambda: find(nn.Linear(2, 2), 3),
+        lambda: sites.mlp("model"),
+        lambda: fingerprint(len),
+    ):
+        with pytest.raises(DtypeError, match="is a t"):
+            ask()
 
 
 def test_measure_leaves_no_trace() -> None:
