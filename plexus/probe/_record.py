@@ -299,7 +299,7 @@ class _Store:
                 with contextlib.suppress(OSError):
                     self.flush()  # what was recorded until an interruption stays readable
             if issubclass(kind, PlexusError) or self.writer.count == 0:
-                shutil.rmtree(self.writer.folder, ignore_errors=True)  # refused input leaves nothing
+                self.writer.discard()  # refused input leaves nothing
 
     def add(self, values: dict[Site, Tensor], table: dict[Site, Table]) -> None:
         for site, value in values.items():

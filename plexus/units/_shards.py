@@ -10,6 +10,7 @@ A writer that is killed leaves whole shards and no `complete.json`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -47,8 +48,17 @@ class ShardWriter:
                 mend="name a new folder, or remove the old recording",
             )
         self._sites, self.count = sites, 0
+        self._made = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
         body = {"sites": [site.to_json() for site in sites], "model": model, "pooled": pooled}
         write_json(self.folder / "header.json", KIND, VERSION, body)
+
+    def discard(self) -> None:
+        """Remove what was written, and the folders that were made for it."""
+        for entry in self.folder.iterdir():
+            entry.unlink()
+        for place in self._made:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                place.rmdir()
 
     def append(self, values: Mapping[Site, Tensor], table: Mapping[Site, Table]) -> None:
         """Write one shard."""

@@ -367,9 +367,13 @@ def test_bad_batches():
 )
 def test_a_batch_of_another_shape_is_refused_and_leaves_nothing(model, shape, tmp_path):
     with pytest.raises(ShapeError) as caught:
-        probe.record(model, torch.randn(shape), Site("", "b ... u"), spill=tmp_path / "r")
+        probe.record(model, torch.randn(shape), Site("", "b ... u"), spill=tmp_path / "made" / "r")
     assert str(shape) in str(caught.value)
-    assert not (tmp_path / "r").exists()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ShapeError):
+        probe.record(model, torch.randn(shape), Site("", "b ... u"), spill=tmp_path / "mine")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
     with pytest.raises(ShapeError):
         probe.health(model, torch.randn(shape))
 
