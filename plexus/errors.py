@@ -36,7 +36,7 @@ class PlexusError(Exception):
         expected: what would have been right.
         mend: what to do now.
 
-    Example:
+    Examples:
         >>> print(PlexusError("gain is too short", given=3, expected="4 units", mend="pass one number per unit"))
         gain is too short
           given: 3
@@ -82,7 +82,7 @@ class UnknownNameError(PlexusError, ValueError):
     def among(cls, kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
         """The error for `name`, with the nearest of the `known` names as the hint.
 
-        Example:
+        Examples:
             >>> print(UnknownNameError.among("study", "sdd", ["ssd", "ei-adaptive-reservoir"]))
             there is no study 'sdd'
               to mend: did you mean 'ssd'?
@@ -121,7 +121,7 @@ class MissingExtraError(PlexusError, ImportError):
 def require(module: str, extra: str, *, purpose: str | None = None) -> ModuleType:
     """Import an optional package, or raise `MissingExtraError` naming the extra that brings it.
 
-    Example:
+    Examples:
         >>> require("json", extra="lab").__name__
         'json'
     """

@@ -69,7 +69,7 @@ def digits() -> Labelled:
 
     Comes with scikit-learn (extra `lab`), so it is there without a download. Source: Alpaydin & Kaynak 1998, CC BY 4.0.
 
-    Example:
+    Examples:
         >>> digits().x.shape
         torch.Size([1797, 1, 8, 8])
     """

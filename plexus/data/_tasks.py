@@ -66,7 +66,7 @@ def _positive(**numbers: float) -> None:
 def recall(length: int, delays: int, *, generator: torch.Generator, batch: int = 1) -> Series:
     """Linear memory: white noise in [-1, 1] and its `delays` past values, `y[t, b, k-1] = u[t-k, b, 0]`.
 
-    Example:
+    Examples:
         >>> task = recall(5, 2, generator=torch.Generator().manual_seed(0))
         >>> bool(task.y[4, 0, 1] == task.u[2, 0, 0])
         True
@@ -87,7 +87,7 @@ def narma(length: int, order: int = 10, *, generator: torch.Generator, batch: in
     Raises:
         RangeError: sizes are not positive, or the order is so high that hardly any input stays bounded.
 
-    Example:
+    Examples:
         >>> narma(100, generator=torch.Generator().manual_seed(0)).y.shape
         torch.Size([100, 1, 1])
     """
@@ -130,7 +130,7 @@ def mackey_glass(
         dt: step of integration.
         transient: time thrown away.
 
-    Example:
+    Examples:
         >>> task = mackey_glass(200, generator=torch.Generator().manual_seed(0))
         >>> bool((task.u[1:] == task.y[:-1]).all())
         True
@@ -169,7 +169,7 @@ def lorenz(
     Integrated by fourth-order Runge–Kutta with step `sample / substeps`. The largest Lyapunov exponent is 0.906 per
     unit of time (`LORENZ_EXPONENT`), so one Lyapunov time is about 1.10 / `sample` samples.
 
-    Example:
+    Examples:
         >>> lorenz(50, generator=torch.Generator().manual_seed(0)).u.shape
         torch.Size([50, 1, 3])
     """
@@ -198,7 +198,7 @@ def scanned_digits(length: int | None = None, *, start: int = 0) -> Series:
     Raises:
         RangeError: the stream is shorter than `start + length`.
 
-    Example:
+    Examples:
         >>> scanned_digits(100).u.shape
         torch.Size([100, 1, 8])
     """

@@ -22,7 +22,7 @@ def descriptions() -> str:
 def encode(text: str) -> Tensor:
     """Symbols `[time]`, int64, as places in `ALPHABET`.
 
-    Example:
+    Examples:
         >>> encode("Ab!c").tolist()
         [2, 3, 4]
     """
@@ -33,7 +33,7 @@ def encode(text: str) -> Tensor:
 def decode(symbols: Tensor) -> str:
     """The text of symbols.
 
-    Example:
+    Examples:
         >>> decode(encode("one 2"))
         'one 2'
     """
@@ -46,7 +46,7 @@ def decode(symbols: Tensor) -> str:
 def windows(symbols: Tensor, length: int, stride: int | None = None) -> tuple[Tensor, Tensor]:
     """Inputs and next symbols, each `[window, length]`, of windows that start every `stride` (default: `length`).
 
-    Example:
+    Examples:
         >>> x, y = windows(torch.arange(7), 3)
         >>> x.tolist(), y.tolist()
         ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])

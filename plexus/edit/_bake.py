@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from plexus.edit._edit import Edit
 from plexus.edit._step import Step
-from plexus.errors import DtypeError, UnsupportedError
+from plexus.errors import DtypeError, RangeError, UnsupportedError
 from plexus.units import Site
 from plexus.units._paths import find_module, has_loop, refuse_out_of_reach
 
@@ -84,8 +84,9 @@ def bake(model: nn.Module, edit: Edit, *, anyway: bool = False) -> Baked:
     Raises:
         UnsupportedError: weights are tied, shared or computed from others; something nonlinear lies between; the edit
             is a limit, a patch, inside a loop, or for some tokens or calls only.
+        RangeError: the edit has no unit.
 
-    Example:
+    Examples:
         >>> from plexus import edit
         >>> from plexus.units import Neurons
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -100,6 +101,8 @@ def bake(model: nn.Module, edit: Edit, *, anyway: bool = False) -> Baked:
     refuse_out_of_reach(model)
     pending: dict[str, _Change] = {}
     tasks = [_task(model, action.site, *_affine(step, action.site)) for step in edit.steps for action in step.actions()]
+    if not tasks:
+        raise RangeError("there are no units to bake", given=repr(edit))
     # W g(f(x)) takes in g before f: what happens last to the values that a layer reads is written first
     reads = sorted((task for task in tasks if task.reads), key=lambda task: -task.distance)
     for task in [*reversed(reads), *(task for task in tasks if not task.reads)]:

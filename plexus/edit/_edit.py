@@ -25,7 +25,7 @@ class Edit:
     Attributes:
         steps: the operations, in order.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plexus import edit
         >>> from plexus.units import Neurons, Site

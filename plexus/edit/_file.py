@@ -29,7 +29,7 @@ def save(edit: Edit, path: str | os.PathLike[str]) -> Path:
     Raises:
         UnwritableError: the place cannot be written; nothing is left half-written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from plexus import edit
         >>> cut = edit.scale(Neurons.of({Site("0"): 2}, {Site("0"): [1]}), 0.0)

@@ -65,7 +65,7 @@ def scale(neurons: Neurons, factor: Given, *, positions: Positions = "all", basi
     Raises:
         ShapeError, RangeError, DtypeError: the numbers do not fit the units, or hold a NaN or infinity.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plexus import edit
         >>> model = nn.Sequential(nn.Identity())
@@ -100,7 +100,7 @@ def clamp(
     Raises:
         RangeError: neither a value nor a limit, both, or a lower limit above the upper one.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plexus import edit
         >>> model = nn.Sequential(nn.Identity())
@@ -125,7 +125,7 @@ def replace(neurons: Neurons, values: Given, *, positions: Positions = "all") ->
             mapping of such per site.
         positions: as in `scale`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plexus import edit
         >>> model = nn.Sequential(nn.Identity())
@@ -148,7 +148,7 @@ def add(neurons: Neurons, amount: Given, *, positions: Positions = "all", basis:
         positions: as in `scale`.
         basis: directions `[unit]` or `[direction, unit]`, per site; they reach the chosen units only.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plexus import edit
         >>> model = nn.Sequential(nn.Identity())
@@ -175,7 +175,7 @@ def patch(neurons: Neurons, recording: Recording, *, rows: Mapping[Place, Place]
         SiteError: the recording lacks a site or a source; on leaving, if the model ran and no target was met.
         ShapeError: two rows would go to one place.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plexus import edit
         >>> from plexus.units import Table

@@ -31,7 +31,7 @@ class Effect:
         after: under the edit.
         controls: the measure's change under the same edit on random units, float64 `[control]`.
 
-    Example:
+    Examples:
         >>> effect = Effect("accuracy", before=0.9, after=0.4, controls=torch.tensor([-0.1, 0.0, -0.2]))
         >>> effect.change, effect.percentile, effect.p
         (-0.5, 0.0, 0.25)
@@ -71,7 +71,7 @@ class Comparison(Mapping[str, Effect]):
         n_random: number of controls.
         seed: of their draw.
 
-    Example:
+    Examples:
         >>> from plexus import edit as px_edit
         >>> from plexus.units import Neurons, Site
         >>> site = Site("0", "b u")
@@ -149,7 +149,7 @@ def compare(
         ShapeError: an empty suite.
         UnsupportedError: an edit along directions, which cannot be moved to other units.
 
-    Example:
+    Examples:
         >>> from plexus import edit as px_edit
         >>> from plexus.units import Neurons, Site
         >>> _ = torch.manual_seed(0)

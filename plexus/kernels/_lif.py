@@ -88,7 +88,7 @@ def lif(
         RangeError: refractory is negative.
         UnsupportedError: `backend="fused"` and there is no fused loop for this call.
 
-    Example:
+    Examples:
         >>> import torch
         >>> spikes, state = lif(torch.full((6, 1, 1), 0.45), decay=1.0)
         >>> spikes.flatten().tolist()

@@ -59,7 +59,7 @@ def reservoir(
     Raises:
         ShapeError: shapes do not fit. DtypeError: dtypes differ. UnknownNameError: another activation.
 
-    Example:
+    Examples:
         >>> emitted, _ = reservoir(torch.ones(3, 1, 1), torch.tensor([[0.5]]), torch.zeros(1, 1), activation="identity")
         >>> emitted.flatten()
         tensor([1.0000, 1.5000, 1.7500])

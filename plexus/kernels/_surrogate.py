@@ -114,7 +114,7 @@ class Surrogate:
         UnknownNameError: for another name.
         RangeError: if width or height is not positive.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Surrogate("triangular", width=0.5)
         Surrogate(name='triangular', width=0.5, height=1.0)

@@ -112,7 +112,7 @@ def find(name: str) -> list[Entry]:
     Raises:
         UnknownNameError: there is no such study; `near` holds the closest names.
 
-    Example:
+    Examples:
         >>> find("ssd")[0].family
         'unlearning'
     """

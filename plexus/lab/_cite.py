@@ -35,7 +35,7 @@ def _entry(kind: str, key: str, fields: dict[str, Any]) -> str:
 def bibtex(paper: Paper) -> str:
     """A paper as BibTeX.
 
-    Example:
+    Examples:
         >>> print(bibtex(Paper("On Neurons", "A. Author, B. Author", 2020, arxiv="2001.00001")))
         @misc{author2020neurons,
           title = {{On Neurons}},

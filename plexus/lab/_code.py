@@ -43,7 +43,7 @@ INFRASTRUCTURE = frozenset(
 def is_infrastructure(name: str) -> bool:
     """Whether a module is the lab's own machinery.
 
-    Example:
+    Examples:
         >>> is_infrastructure("plexus.lab._runner"), is_infrastructure("plexus.units._site")
         (True, False)
     """
@@ -53,7 +53,7 @@ def is_infrastructure(name: str) -> bool:
 def tree_hash(source: str | bytes) -> str:
     """Hash of Python source by its syntax tree without docstrings and other bare strings.
 
-    Example:
+    Examples:
         >>> tree_hash("x = 1  # one") == tree_hash('"doc"\\nx  =  1')
         True
         >>> tree_hash("x = 1") == tree_hash("x = 2")

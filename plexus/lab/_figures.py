@@ -146,7 +146,7 @@ def extent(strips: Sequence[Strip]) -> tuple[float, float]:
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers inside `[low, high]`, about `count` of them.
 
-    Example:
+    Examples:
         >>> ticks(0.0, 10.0)
         [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     """
@@ -162,7 +162,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def strip(data: Strip, *, axis: tuple[float, float] | None = None, scale: bool = True) -> str:
     """A strip as SVG that takes the width it is given: seeds as dots, mean and interval, the bar, the good side shaded.
 
-    Example:
+    Examples:
         >>> "<circle" in strip(Strip(((0, 1.0), (1, 2.0)), mean=1.5, low=1.0, high=2.0, good=(0.5, None)))
         True
     """

@@ -139,7 +139,7 @@ def refuse_unfrozen(path: str | Path, slug: str) -> Frozen:
 def confirming_seeds(slug: str, commit: str, count: int = 10) -> tuple[int, ...]:
     """The confirming seeds of a study frozen at a commit.
 
-    Example:
+    Examples:
         >>> seeds = confirming_seeds("ssd", "0" * 40, 3)
         >>> len(set(seeds)), all(1000 <= seed < 2**31 for seed in seeds)
         (3, True)

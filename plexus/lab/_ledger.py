@@ -159,7 +159,7 @@ def read_row(path: str | Path) -> Row:
         FormatError: the file is not JSON, is truncated, of another version, not a row, or lacks a field.
         FileNotFoundError: there is no such file.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = write_row(tempfile.mkdtemp(), synthetic_row("example"))
         >>> read_row(path)["slug"]
@@ -182,7 +182,7 @@ def write_row(folder: str | Path, row: Row) -> Path:
 def read_ledger(folder: str | Path) -> list[Row]:
     """All rows of a ledger folder in the order of family and slug; a folder that does not exist has none.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
         >>> for slug in ("b", "a"):
@@ -231,7 +231,7 @@ def synthetic_row(
 ) -> Row:
     """A made-up row with every field filled, for tests of whatever reads the ledger. Its numbers mean nothing.
 
-    Example:
+    Examples:
         >>> synthetic_row("example")["verdicts"]["mechanism"]["word"]
         'holds here'
     """

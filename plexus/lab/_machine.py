@@ -25,7 +25,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
 def versions() -> dict[str, str]:
     """Package → version of what is installed and can change a number.
 
-    Example:
+    Examples:
         >>> "torch" in versions()
         True
     """
@@ -40,7 +40,7 @@ def cores() -> int:
 def machine_class() -> str:
     """The kind of machine in words: CPU, cores, memory. No name, no address.
 
-    Example:
+    Examples:
         >>> "core" in machine_class()
         True
     """

@@ -36,7 +36,7 @@ MADE = "<!-- Made from ledger/*.json by `python -m plexus.lab._pages`; edits her
 def ledger_pages(ledger: Ledger) -> dict[str, str]:
     """All pages and the picture: path below `docs/` → text.
 
-    Example:
+    Examples:
         >>> sorted(ledger_pages(Ledger((), None, ())))
         ['assets/claims-map.svg', 'ledger.md']
     """
@@ -76,7 +76,7 @@ def differences(ledger_folder: str | Path, docs: str | Path) -> dict[Path, str |
 def markdown(value: object) -> str:
     """Text that markdown shows as it is: no markup, no HTML, one line.
 
-    Example:
+    Examples:
         >>> print(markdown("a <b> | *c*"))
         a &lt;b&gt; &#124; \\*c\\*
     """

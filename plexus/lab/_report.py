@@ -63,7 +63,7 @@ def write_report(
         UnwritableError: the file cannot be written.
         MissingExtraError: `jinja2` is absent, or `plotly` is and a row has figures.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
         >>> write_report(folder, Path(folder) / "report.html").name

@@ -99,7 +99,7 @@ def claims_map(
         name: prefix of the ids, so that two maps fit on one page.
         standalone: define the colours inside, for a file of its own.
 
-    Example:
+    Examples:
         >>> svg = claims_map([Dot("ssd", "ssd", (0.5, 1.0, 1.5), (-0.1, 0.2, 0.5), verdict="holds in part")])
         >>> svg.startswith("<svg") and "ssd" in svg
         True

@@ -90,7 +90,7 @@ def colour(word: str) -> str:
 def overall(words: Sequence[str]) -> str:
     """One word for both questions, for the colour of a dot: `holds in part` where the answers to the two differ.
 
-    Example:
+    Examples:
         >>> overall(["holds here", "undecided"]), overall(["holds here", "not tested"])
         ('holds in part', 'holds here')
     """
@@ -118,7 +118,7 @@ def distances(check: Mapping[str, Any] | None) -> tuple[float, float, float] | N
 
     Checks that count or bound single seeds have no interval of their distance; there the three are equal.
 
-    Example:
+    Examples:
         >>> distances({"bar": {"at_most": 2.0}, "mean": 1.0, "interval": [0.5, 1.5], "distance": 0.5,
         ...            "distance_unit": "bar"})
         (0.25, 0.5, 0.75)

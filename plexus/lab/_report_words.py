@@ -10,7 +10,7 @@ from typing import Any
 def number(value: Any, digits: int = 3) -> str:
     """A number in as many digits as a reader wants; a dash where there is none.
 
-    Example:
+    Examples:
         >>> number(0.123456), number(12345.6), number(None), number(2.0), number(0.00001234)
         ('0.123', '12,346', '–', '2', '1.23e-05')
     """
@@ -28,7 +28,7 @@ def number(value: Any, digits: int = 3) -> str:
 def like(value: float | None, low: float | None, high: float | None) -> str:
     """A number to the second digit of half the interval beside it, so that it can be told from the interval's ends.
 
-    Example:
+    Examples:
         >>> like(98.59, 97.2, 99.98), like(20.4, None, None), like(-0.0001, -0.1, 0.1)
         ('98.6', '20.4', '0.00')
     """
@@ -42,7 +42,7 @@ def like(value: float | None, low: float | None, high: float | None) -> str:
 def mean_half(mean: float | None, low: float | None, high: float | None) -> tuple[str, str]:
     """A mean and half its interval, both to the second digit of the half.
 
-    Example:
+    Examples:
         >>> mean_half(20.428, 19.04, 21.816), mean_half(0.5, 0.5, 0.5), mean_half(3.14159, None, None)
         (('20.4', '1.4'), ('0.5', '0'), ('3.14', ''))
     """
@@ -54,7 +54,7 @@ def mean_half(mean: float | None, low: float | None, high: float | None) -> tupl
 def interval_words(low: float | None, high: float | None) -> str:
     """`[low, high]` in words, empty where there is no interval.
 
-    Example:
+    Examples:
         >>> interval_words(97.2, 99.98), interval_words(None, None)
         ('[97.2, 100.0]', '')
     """
@@ -96,7 +96,7 @@ def short(commit: str | None) -> str:
 def duration(seconds: float | None) -> str:
     """A duration in words.
 
-    Example:
+    Examples:
         >>> duration(65.0), duration(4.25), duration(None)
         ('1 min 5 s', '4.2 s', 'unknown')
     """

@@ -153,7 +153,7 @@ def header_counts(rows: Sequence[Row], level: float = 0.05) -> dict[str, Any]:
 
     Only verdicts that lean on a primary check with a p value enter the correction, over all studies and both questions.
 
-    Example:
+    Examples:
         >>> from plexus.lab._ledger import synthetic_row
         >>> header_counts([synthetic_row("a"), synthetic_row("b")])["mechanism"]
         {'holds here': 2}

@@ -24,7 +24,7 @@ def parse_settings(config: type, items: Iterable[str], *, study: str = "") -> di
         UnknownNameError: the `Config` has no such field.
         RangeError: an item is not of the form name=value, or its value not of the field's type.
 
-    Example:
+    Examples:
         >>> @dataclasses.dataclass
         ... class Config:
         ...     width: int = 8

@@ -55,7 +55,7 @@ def _level(level: float) -> float:
 def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """The mean and its t interval; one number gives an infinite interval.
 
-    Example:
+    Examples:
         >>> low, high = t_interval([1.0, 2.0, 3.0])[1:]
         >>> round(low, 3), round(high, 3)
         (-0.484, 4.484)
@@ -74,7 +74,7 @@ def t_p_value(values: ArrayLike, bar: float = 0.0) -> float:
 
     Without any spread it is 0, or 1 where the mean is the bar; a single number gives 1.
 
-    Example:
+    Examples:
         >>> round(t_p_value([1.0, 2.0, 3.0]), 4)
         0.0742
     """
@@ -93,7 +93,7 @@ def sign_flip(values: ArrayLike, bar: float = 0.0, *, draws: int = 20_000, seed:
 
     All 2ⁿ patterns are counted for up to 14 numbers; beyond, `draws` random ones and the observed one.
 
-    Example:
+    Examples:
         >>> sign_flip([0.3, 0.1, 0.4, 0.2])      # 2 of 16 patterns are as extreme
         0.125
     """
@@ -121,7 +121,7 @@ def _p_values(p_values: ArrayLike) -> Floats:
 def holm(p_values: ArrayLike) -> Floats:
     """Holm's step-down adjusted p values, in the order given.
 
-    Example:
+    Examples:
         >>> [float(p) for p in holm([0.01, 0.04, 0.03])]
         [0.03, 0.06, 0.06]
     """
@@ -136,7 +136,7 @@ def holm(p_values: ArrayLike) -> Floats:
 def benjamini_hochberg(p_values: ArrayLike) -> Floats:
     """Benjamini and Hochberg's q values, in the order given.
 
-    Example:
+    Examples:
         >>> [round(float(q), 3) for q in benjamini_hochberg([0.01, 0.04, 0.03])]
         [0.03, 0.04, 0.04]
     """
@@ -151,7 +151,7 @@ def benjamini_hochberg(p_values: ArrayLike) -> Floats:
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
     """Wilson's interval of a share.
 
-    Example:
+    Examples:
         >>> [round(x, 3) for x in wilson(8, 10)]
         [0.8, 0.49, 0.943]
     """
@@ -170,7 +170,7 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
 def binomial_tail(successes: int, trials: int, share: float = 0.5) -> float:
     """Probability of at least that many successes when each trial succeeds with probability `share`.
 
-    Example:
+    Examples:
         >>> binomial_tail(9, 10)
         0.0107421875
     """
@@ -190,7 +190,7 @@ def paired_bootstrap(
 
     Seeds are not data: the items are resampled (the same for both scores), and the seeds too where there are several.
 
-    Example:
+    Examples:
         >>> result = paired_bootstrap([1, 1, 0, 1, 1, 1], [0, 1, 0, 0, 1, 0], draws=2000)
         >>> result.mean, result.low >= 0
         (0.5, True)
@@ -226,7 +226,7 @@ def permutation(
 
     The statistic defaults to the difference of means. The observed labelling counts, so p is never 0.
 
-    Example:
+    Examples:
         >>> permutation([5.1, 5.2, 5.3, 5.4], [1.1, 1.2, 1.3, 1.4], draws=999) < 0.05
         True
     """

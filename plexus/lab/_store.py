@@ -78,7 +78,7 @@ class Store:
     Raises:
         PlexusError: it cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> store = Store(tempfile.mkdtemp())
         >>> store.save_trial("study", "key", Finished(Outcome({"accuracy": 0.9}), seconds=1.0, versions={}))

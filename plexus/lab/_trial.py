@@ -94,7 +94,7 @@ def try_out(
 ) -> Outcome:
     """Run one trial here and now, without store or workers: for building a study.
 
-    Example:
+    Examples:
         >>> from plexus.lab._planted import studies
         >>> outcome = try_out(studies()[0], "a", seed=1)
         >>> sorted(outcome.metrics)

@@ -99,7 +99,7 @@ class Judged:
 def describe_bar(check: Check) -> dict[str, Any]:
     """The bar as numbers, and in words under `text`.
 
-    Example:
+    Examples:
         >>> from plexus.lab import interval
         >>> describe_bar(interval("gap", lambda arms: 0.0, role="mechanism", at_least=0.1, unit="accuracy"))["text"]
         'at least 0.1 accuracy'
@@ -216,7 +216,7 @@ def judge(study: type[Study], by_seed: Sequence[BySeed], broken: Sequence[str] =
         by_seed: metrics of every arm, one entry per seed in which all arms finished.
         broken: one line per trial that broke.
 
-    Example:
+    Examples:
         >>> from plexus.lab._planted import studies
         >>> planted = next(study for study in studies() if study.kind == "planted above")
         >>> seeds = [{arm: {"score": score + 0.01 * seed} for arm, score in

@@ -67,7 +67,7 @@ def fixed_point(
 
     The gradient is first order: `create_graph=True` raises `UnsupportedError` instead of giving an incomplete answer.
 
-    Example:
+    Examples:
         >>> a = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
         >>> found = fixed_point(lambda x: a * torch.cos(x), torch.zeros(1, dtype=torch.float64))
         >>> round(found.value.item(), 6)

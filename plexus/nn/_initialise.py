@@ -50,7 +50,7 @@ def fluctuation_driven_(
     Raises:
         RangeError: a number is out of range, the neurons do not leak, or the mean asks for more than xi allows.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plexus.nn import LIF
         >>> linear, layer = torch.nn.Linear(400, 50, bias=False), LIF(50, tau_mem=10.0)
@@ -110,7 +110,7 @@ def init_firing_(
             drives the units alone).
         UnsupportedError: nothing in front of a spiking layer can be scaled.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plexus.nn import LIF, Sequential
         >>> net = Sequential(torch.nn.Linear(20, 30), LIF(30), torch.nn.Linear(30, 10), LIF(10))

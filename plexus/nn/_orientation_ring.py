@@ -62,7 +62,7 @@ def orientation_ring(
     Raises:
         RangeError: fewer than three units, a width that is not positive, or a jitter without a generator.
 
-    Example:
+    Examples:
         >>> ring = orientation_ring(8)
         >>> ring.drive(ring.preferred).argmax(1).tolist()
         [0, 1, 2, 3, 4, 5, 6, 7]

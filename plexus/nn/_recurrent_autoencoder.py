@@ -32,7 +32,7 @@ class RecurrentAutoencoder(nn.Module):
     Raises:
         RangeError: units not even or not positive, or more than twice the features.
 
-    Example:
+    Examples:
         >>> x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
         >>> model = RecurrentAutoencoder(6, 8)
         >>> model.fit(x, steps=50, generator=torch.Generator().manual_seed(0))

@@ -41,7 +41,7 @@ class RateState(NamedTuple):
 def spectral_abscissa(weight: Tensor) -> float:
     """The largest real part of an eigenvalue of a square matrix: the growth rate of `dr/dt = W r`.
 
-    Example:
+    Examples:
         >>> spectral_abscissa(torch.tensor([[0.5, 9.0], [0.0, -2.0]]))
         0.5
     """
@@ -66,7 +66,7 @@ class RecurrentRate(nn.Module):
         ShapeError: `weight` is not square or does not fit. RangeError: the spectral abscissa of `weight` is 1 or more,
         or a time constant is not positive. DtypeError, DeviceError: drive and weight differ.
 
-    Example:
+    Examples:
         >>> net = RecurrentRate(torch.tensor([[0.0, 0.5], [0.5, 0.0]]))
         >>> net.steady_state(torch.tensor([[3.0, 0.0]]))
         tensor([[4., 2.]])

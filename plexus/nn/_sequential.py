@@ -30,7 +30,7 @@ _OWN_TIME: tuple[type[nn.Module], ...] = (
 class Stateful(Protocol):
     """A module with a state: `out, state = module(x, state)`, time first, `initial_state(batch)` at rest.
 
-    Example:
+    Examples:
         >>> from plexus.nn import LIF
         >>> isinstance(LIF(3), Stateful), isinstance(nn.Linear(3, 3), Stateful)
         (True, False)
@@ -58,7 +58,7 @@ class Sequential(nn.Sequential):
             `Sequential` of their own), or keeps a time dimension of its own.
         ShapeError: the input has no time and batch, or the states are not one per layer.
 
-    Example:
+    Examples:
         >>> from plexus.nn import LIF
         >>> net = Sequential(nn.Linear(8, 16), LIF(16), nn.Linear(16, 2))
         >>> out, states = net(torch.rand(5, 3, 8))

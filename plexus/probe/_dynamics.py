@@ -67,7 +67,7 @@ def memory_capacity(
     Raises:
         ShapeError: states and input differ in length. RangeError: too few steps, or values that are not finite.
 
-    Example:
+    Examples:
         >>> u = torch.rand(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         >>> line = torch.stack([u.roll(k) for k in range(5)], 1)  # holds delays 0 to 4
         >>> round(memory_capacity(line, u, 20, generator=torch.Generator().manual_seed(1)).total, 1)
@@ -109,7 +109,7 @@ def neuronal_entropy(states: Tensor, *, bins: int = 20, low: float = 0.0, high: 
         states: `[time, …, unit]`.
         bins: of the histogram on `[low, high]`; what lies outside counts in the outermost bins.
 
-    Example:
+    Examples:
         >>> neuronal_entropy(torch.tensor([[0.1], [0.9], [0.1], [0.9]]), bins=2)
         1.0
     """
@@ -155,7 +155,7 @@ def echo_state(
         generator: draws the states. starts: how many. low, high: range they are drawn from, uniformly.
         tolerance: root-mean-square distance at the end that counts as met.
 
-    Example:
+    Examples:
         >>> from plexus.nn.reservoirs import EchoState
         >>> generator = torch.Generator().manual_seed(0)
         >>> tame = EchoState(1, 50, gain=0.5, generator=generator)
@@ -202,7 +202,7 @@ def valid_time(made: Tensor, truth: Tensor, *, tolerance: float = 0.4) -> Tensor
     Args:
         made, truth: `[time, batch, feature]`. A forecast that never leaves counts all its steps.
 
-    Example:
+    Examples:
         >>> truth = torch.tensor([1.0, -1.0, 1.0, -1.0]).reshape(4, 1, 1)
         >>> valid_time(truth + torch.tensor([0.0, 0.3, 0.5, 0.0]).reshape(4, 1, 1), truth)
         tensor([2])
@@ -217,7 +217,7 @@ def valid_time(made: Tensor, truth: Tensor, *, tolerance: float = 0.4) -> Tensor
 def spectral_radius(matrix: Tensor) -> Tensor:
     """Largest modulus of an eigenvalue, of `[…, unit, unit]`.
 
-    Example:
+    Examples:
         >>> round(float(spectral_radius(torch.tensor([[0.0, 2.0], [-2.0, 0.0]]))), 4)
         2.0
     """
@@ -239,7 +239,7 @@ def jacobian_radius(module: Recurrent, u: Tensor, *, washout: int = 100, samples
         u: one sequence, `[time, 1, feature]`.
         washout: steps before the first sample.
 
-    Example:
+    Examples:
         >>> from plexus.nn.reservoirs import EchoState
         >>> line = EchoState.from_weights(torch.tensor([[-0.5]]), torch.ones(1, 1), activation="identity")
         >>> jacobian_radius(line, torch.zeros(20, 1, 1), washout=10, samples=2)

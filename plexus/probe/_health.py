@@ -51,7 +51,7 @@ class LayerHealth:
         potential: highest potential over the threshold that the input alone would give.
         finite: whether all values were finite.
 
-    Example:
+    Examples:
         >>> layer = health(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.randn(8, 2))["1"]
         >>> layer.kind, layer.units, layer.finite
         ('rectified', 3, True)
@@ -83,7 +83,7 @@ class Health:
         model: fingerprint of the network.
         unread: modules whose axes could not be told, and modules that did not run.
 
-    Example:
+    Examples:
         >>> report = health(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.randn(8, 2))
         >>> [layer.name for layer in report.layers], sum(report.silent.sizes.values())
         (['1'], 3)
@@ -163,7 +163,7 @@ def health(
         RangeError: NaN in the batch.
         PlexusError: the network has nothing that can be read as a layer.
 
-    Example:
+    Examples:
         >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> with torch.no_grad():

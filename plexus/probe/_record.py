@@ -95,7 +95,7 @@ def record(
         DeviceError, DtypeError: the batch lies elsewhere or is of another dtype than the model.
         UnsupportedError: gradients of generation.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> hidden = Site("1", "b u")
         >>> rec = record(model, torch.randn(16, 4), hidden)
@@ -158,7 +158,7 @@ def stream(
     Raises:
         As `record`; labels left over at the end are refused too.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
         >>> pieces = stream(model, [torch.randn(3, 4), torch.randn(2, 4)], Site("1", "b u"))
         >>> [piece.samples for piece in pieces]

@@ -50,7 +50,7 @@ def ridge_factors(
 ) -> RidgeFactors:
     """Decompose once. `x` `[row, feature]`, `y` `[row, target]`, `smallest` the least λ that will be asked for.
 
-    Example:
+    Examples:
         >>> x = np.array([[0.0], [1.0], [2.0]])
         >>> w, b = ridge_factors(x, 2 * x + 1).coefficients(0.0)
         >>> round(float(w[0, 0]), 12), round(float(b[0]), 12)
@@ -77,7 +77,7 @@ def ridge_factors(
 def ridge_solve(x: Floats, y: Floats, penalty: float, *, intercept: bool = True) -> tuple[Floats, Floats]:
     """Weights `[feature, target]` and intercepts `[target]` for one λ; without a path a Cholesky solve is cheaper.
 
-    Example:
+    Examples:
         >>> x = np.arange(20.0)[:, None]
         >>> w, b = ridge_solve(x, 2 * x + 1, 1e-9)
         >>> round(float(w[0, 0]), 9), round(float(b[0]), 9)

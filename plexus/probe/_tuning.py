@@ -30,7 +30,7 @@ def preferred_stimulus(responses: Tensor, stimuli: Tensor, *, period: float = ma
     Returns:
         `[unit]`; NaN for a unit whose response is flat.
 
-    Example:
+    Examples:
         >>> stimuli = torch.arange(180.0)
         >>> curve = torch.exp(torch.cos(2 * torch.pi * (stimuli - 30.25) / 180))
         >>> preferred_stimulus(curve[:, None], stimuli, period=180.0)
@@ -47,7 +47,7 @@ def preferred_stimulus(responses: Tensor, stimuli: Tensor, *, period: float = ma
 def circular_difference(first: Tensor, second: Tensor | float, *, period: float = math.pi) -> Tensor:
     """`first - second` on a ring, in [-period/2, period/2).
 
-    Example:
+    Examples:
         >>> circular_difference(torch.tensor([175.0]), 5.0, period=180.0)
         tensor([-10.])
     """
@@ -62,7 +62,7 @@ def mean_rates(responses: Tensor, prob: Tensor | None = None) -> Tensor:
 def rate_spread(responses: Tensor, prob: Tensor | None = None) -> float:
     """Largest over smallest time-averaged rate of the units: 1 is perfect equalisation.
 
-    Example:
+    Examples:
         >>> rate_spread(torch.tensor([[1.0, 2.0], [1.0, 4.0]]))
         3.0
     """
@@ -73,7 +73,7 @@ def rate_spread(responses: Tensor, prob: Tensor | None = None) -> float:
 def stimulus_correlation(responses: Tensor, prob: Tensor | None = None) -> Tensor:
     """Correlation of the mean responses of each pair of units over stimuli, `[unit, unit]`; NaN for a constant unit.
 
-    Example:
+    Examples:
         >>> stimulus_correlation(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         tensor([[ 1., -1.],
                 [-1.,  1.]])
@@ -144,7 +144,7 @@ def adaptation_report(
     Raises:
         ShapeError: shapes differ. RangeError: NaN in a response, or `prob` is no distribution.
 
-    Example:
+    Examples:
         >>> stimuli = torch.arange(0.0, 180.0, 5.0)
         >>> curves = lambda centre: torch.exp(torch.cos(2 * torch.pi * (stimuli[:, None] - centre) / 180) - 1)
         >>> before, after = curves(torch.tensor([70.0, 110.0])), curves(torch.tensor([67.0, 113.0]))

@@ -58,7 +58,7 @@ def default_axes(named: Mapping[str, nn.Module], path: str, at: str = "output") 
     Raises:
         SiteError: they cannot be told.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
         >>> [default_axes(dict(net.named_modules()), name) for name in ("1", "2", "3")]
         ['b u y x', 'b u', 'b ... u']

@@ -45,7 +45,7 @@ def attach(model: nn.Module, operations: Sequence[Operation], *, all_reached: bo
         SiteNotReached: on leaving, when the model ran and never came by a site.
         UnsupportedError: the model is compiled, used by another thread, or an edit has no exact meaning there.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plexus.units import Site
         >>> class Double:

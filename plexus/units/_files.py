@@ -28,7 +28,7 @@ HEADER = "plexus"
 class UnwritableError(PlexusError, OSError):
     """A file or folder cannot be written; nothing was left behind.
 
-    Example:
+    Examples:
         >>> try:
         ...     write_json("/proc/plexus/x.json", "example", 1, {})
         ... except OSError as error:

@@ -34,7 +34,7 @@ def fingerprint(model: nn.Module) -> str:
     Training the model does not change it, nor do the wrappers of torch.compile, data parallelism and PEFT; another
     architecture or width does.
 
-    Example:
+    Examples:
         >>> fingerprint(torch.nn.Linear(2, 3)) == fingerprint(torch.nn.Linear(2, 3))
         True
         >>> fingerprint(torch.nn.Linear(2, 3)) == fingerprint(torch.nn.Linear(2, 4))
@@ -61,7 +61,7 @@ class Neurons:
         DtypeError: if a mask is not a boolean tensor.
         ShapeError: if a mask is not one-dimensional or has no units.
 
-    Example:
+    Examples:
         >>> hidden = Site("fc1", "b u")
         >>> a = Neurons({hidden: torch.tensor([True, False, True, False])})
         >>> b = Neurons.of({hidden: 4}, {hidden: [0, 1]})
@@ -159,7 +159,7 @@ class Neurons:
             DtypeError: if `generator` is not a `torch.Generator`.
             RangeError: if a site has too few other units.
 
-        Example:
+        Examples:
             >>> a = Neurons.of({Site("fc1", "b u"): 10}, {Site("fc1", "b u"): [1, 2, 3]})
             >>> other = a.random_like(torch.Generator().manual_seed(0), exclude=True)
             >>> len(other), len(other & a)

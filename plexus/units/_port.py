@@ -48,7 +48,7 @@ class Port:
         ShapeError: a field has more than one dimension.
         RangeError: a lower bound lies above its upper bound.
 
-    Example:
+    Examples:
         >>> import torch
         >>> silence = Port(gain=torch.tensor([1.0, 0.0]))
         >>> silence.apply(torch.tensor([[1.0, float("inf")]]))
@@ -98,7 +98,7 @@ class Port:
     def then(self, second: Port) -> Port:
         """The one port that does what this port followed by `second` does.
 
-        Example:
+        Examples:
             >>> import torch
             >>> both = Port(low=torch.tensor(0.0)).then(Port(gain=torch.tensor(-2.0)))
             >>> both.apply(torch.tensor([-1.0, 1.0]))
@@ -127,7 +127,7 @@ class Port:
     def dense(self, units: int, like: Tensor) -> DensePort:
         """All four fields as tensors `[units]` with the dtype and device of `like`: 1, 0, -inf, inf where unset.
 
-        Example:
+        Examples:
             >>> import torch
             >>> Port(bias=torch.tensor(1.0)).dense(2, torch.zeros(())).bias
             tensor([1., 1.])
@@ -155,7 +155,7 @@ class Port:
     ) -> Port:
         """The port that acts on the units of `mask` (bool `[unit]`) and leaves the others alone.
 
-        Example:
+        Examples:
             >>> import torch
             >>> Port.on(torch.tensor([True, False]), gain=0.5).apply(torch.tensor([4.0, 4.0]))
             tensor([2., 4.])

@@ -42,7 +42,7 @@ class Recording:
     Raises:
         ShapeError: if values and table differ in rows, or labels and samples in number.
 
-    Example:
+    Examples:
         >>> hidden = Site("fc1", "b t u")
         >>> rows = Table(sample=[0, 0, 1, 1], position=[0, 1, 0, 1])
         >>> record = Recording({hidden: torch.arange(8.0).reshape(4, 2)}, {hidden: rows})

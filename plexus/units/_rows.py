@@ -29,7 +29,7 @@ class Table:
     Raises:
         ShapeError: if the columns differ in length.
 
-    Example:
+    Examples:
         >>> table = Table(sample=[0, 0, 1], position=[0, 1, 0])
         >>> len(table), table[table.sample == 0].position
         (3, tensor([0, 1]))
@@ -117,7 +117,7 @@ class Pool:
     Raises:
         UnknownNameError: if `how` or a column does not exist.
 
-    Example:
+    Examples:
         >>> pool = Pool("mean")
         >>> pool.add(torch.tensor([[1.0], [3.0]]), Table([0, 0]))
         >>> pool.add(torch.tensor([[5.0], [7.0]]), Table([0, 1]))

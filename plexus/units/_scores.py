@@ -29,7 +29,7 @@ KIND, VERSION = "scores", 1
 class Unit(NamedTuple):
     """One unit and its score, as `Scores.ranked` lists them.
 
-    Example:
+    Examples:
         >>> best = Scores({Site("fc1", "b u"): torch.tensor([0.25, 0.75])}).ranked(1)[0]
         >>> best.unit, best.score
         (1, 0.75)
@@ -53,7 +53,7 @@ class Scores:
         ShapeError: if a value has the wrong number of dimensions, no units, or other rows than the concepts.
         DtypeError: if a value is not a real tensor.
 
-    Example:
+    Examples:
         >>> hidden = Site("fc1", "b u")
         >>> scores = Scores({hidden: torch.tensor([[0.1, 0.9, 0.5], [0.7, 0.2, 0.1]])}, concepts=("capital", "river"))
         >>> scores["capital"].top(1)

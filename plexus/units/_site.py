@@ -74,7 +74,7 @@ class Site:
     Raises:
         SiteError: an argument has no meaning, e.g. axes without a unit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> values, rows, back = Site("conv", axes="b u y x").view(torch.zeros(2, 3, 5, 5))
         >>> tuple(values.shape), rows
@@ -130,7 +130,7 @@ class Site:
         Raises:
             SiteError: the tensor does not have the named dimensions.
 
-        Example:
+        Examples:
             >>> import torch
             >>> x = torch.arange(8.0).view(1, 8)
             >>> Site("qkv", axes="b (u:2 f)", part=(0, 4)).view(x).values
@@ -192,7 +192,7 @@ class Site:
     def unfolded(self, time: int) -> Site:
         """The same site where `time` steps have been folded into the batch, time outside.
 
-        Example:
+        Examples:
             >>> Site("conv", "b u y x").unfolded(10).axes
             '(t:10 b) u y x'
         """
@@ -203,7 +203,7 @@ class Site:
     def units(self, x: Tensor) -> int:
         """How many units the tensor `x` holds at this site.
 
-        Example:
+        Examples:
             >>> import torch
             >>> Site("attention", axes="b t (u:4 f)").units(torch.zeros(2, 3, 32))
             4
@@ -215,7 +215,7 @@ class Site:
     def unit_axis(self) -> str:
         """The part of the axes that holds the units.
 
-        Example:
+        Examples:
             >>> Site("attention", "b t (u:4 f)").unit_axis
             '(u:4 f)'
         """
@@ -230,7 +230,7 @@ class Site:
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values that `from_json` reads back.
 
-        Example:
+        Examples:
             >>> Site.from_json(Site("fc", part=(0, 4)).to_json()) == Site("fc", part=(0, 4))
             True
         """

@@ -93,7 +93,7 @@ class Finder:
         UnknownNameError: nothing matches; with the nearest names.
         SiteError: the axes cannot be told.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> sites(model, "1")
         site                  units  a unit is
@@ -136,7 +136,7 @@ class Finder:
         Raises:
             SiteError: no MLP was recognised.
 
-        Example:
+        Examples:
             >>> sites.mlp(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
             site                 units  a unit is
             2 (input) [b ... u]      8  hidden unit of an MLP
@@ -163,7 +163,7 @@ class Finder:
             SiteError: no attention was recognised, or only torch's `MultiheadAttention`, whose heads never leave one
                 fused call.
 
-        Example:
+        Examples:
             >>> from transformers import GPT2Config, GPT2Model
             >>> model = GPT2Model(GPT2Config(n_embd=16, n_layer=1, n_head=4))
             >>> print(sites.heads(model)[0])
@@ -241,7 +241,7 @@ class Finder:
         Raises:
             SiteNotReached: the example did not come by a site of `at`.
 
-        Example:
+        Examples:
             >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
             >>> sites.measure(model, torch.zeros(1, 4), at=[Site("1")])
             {Site(path='1', axes='b ... u', at='output', leaf=None, call=None, part=None, where='loop'): 8}

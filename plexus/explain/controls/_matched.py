@@ -30,7 +30,7 @@ def matched_random(what: Neurons | Edit, generator: torch.Generator, *, exclude:
         RangeError: if a site has too few other units.
         UnsupportedError: if the edit acts along directions, which belong to their units.
 
-    Example:
+    Examples:
         >>> site = Site("fc1", "b u")
         >>> chosen = Neurons.of({site: 10}, {site: [0, 1]})
         >>> stand_in = matched_random(chosen, torch.Generator().manual_seed(0))

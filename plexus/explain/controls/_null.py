@@ -26,7 +26,7 @@ class Null(NamedTuple):
         low: 2.5th percentile of the controls.
         high: 97.5th percentile of the controls.
 
-    Example:
+    Examples:
         >>> null(3.0, torch.tensor([1.0, 1.0, 1.0])).mean
         1.0
     """
@@ -45,7 +45,7 @@ def null(effect: float, controls: Tensor) -> Null:
         ShapeError: if there are no controls.
         RangeError: if a number is NaN.
 
-    Example:
+    Examples:
         >>> found = null(-0.5, torch.tensor([0.1, -0.1, 0.2]))
         >>> found.percentile, found.p
         (0.0, 0.25)

@@ -331,7 +331,7 @@ def attach_gain_control(
         UnknownNameError: no layer of that name. SiteError: the layer is of another type and needs a `Site`.
         RangeError: alpha or gamma negative.
 
-    Example:
+    Examples:
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
         <torch._C.Generator object at ...>
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

@@ -46,7 +46,7 @@ class GainControl(nn.Module):
     Raises:
         RangeError: alpha or gamma negative, memory below 1, zero units.
 
-    Example:
+    Examples:
         >>> control = GainControl(2, alpha=1.0, gamma=1.0)
         >>> control.solve(torch.tensor([[2.0, 0.0], [2.0, 0.0]]))    # unit 0 is driven: (4 + 1) / (2·4 + 1)
         tensor([0.5556, 1.0000])
@@ -382,7 +382,7 @@ def linear_reader(responses: Tensor, drive: Tensor, prob: Tensor | None = None) 
     Args:
         responses, drive: `[stimulus, unit]`. prob: share of each stimulus, None for equal shares.
 
-    Example:
+    Examples:
         >>> drive = torch.eye(3, dtype=torch.float64)
         >>> linear_reader(2 * drive, drive).diagonal()
         tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)

@@ -22,7 +22,7 @@ def divisive_gain(usual: Tensor, now: Tensor, *, power: float = 1.0, floor: floa
         power: 1 restores the usual mean of each unit's gained drive, 0 does nothing.
         floor: added to both means, so that silent units keep a finite gain.
 
-    Example:
+    Examples:
         >>> import torch
         >>> divisive_gain(torch.tensor([1.0, 1.0]), torch.tensor([4.0, 1.0]), power=0.5, floor=0.0)
         tensor([0.5000, 1.0000])
@@ -39,7 +39,7 @@ def uniform_gain(
 ) -> Tensor:
     """The gains `gain` `[unit]` times the common factor that is best for the loss of `control` in a context.
 
-    Example:
+    Examples:
         >>> import torch
         >>> control = GainControl(2, alpha=1.0, gamma=0.0).double()
         >>> uniform_gain(control, torch.ones(1, 2).double(), torch.ones(2).double())   # (1 + 1) / (2 + 2)

@@ -76,7 +76,7 @@ class InhibitoryHomeostasis:
         RangeError: targets outside (0, 1), a column of the weight with both signs, or units without a synapse that
             could adapt (they are listed). ShapeError: targets that do not fit the units.
 
-    Example:
+    Examples:
         >>> generator = torch.Generator().manual_seed(0)
         >>> reservoir = EchoState(1, 100, balance=0.3, generator=generator)
         >>> stream = 2 * torch.rand(1500, 1, 1, generator=generator) - 1

@@ -27,7 +27,7 @@ class RecursiveReadout(Readout):
     Attributes:
         coef_: `[feature]` or `[target, feature]`. intercept_: number or `[target]`.
 
-    Example:
+    Examples:
         >>> x = np.random.default_rng(0).normal(size=(200, 3))
         >>> readout = RecursiveReadout(penalty=1e-6)
         >>> for row, target in zip(x, x @ [1.0, 2.0, 3.0]):

@@ -38,7 +38,7 @@ class RidgeReadout(Readout):
     Raises:
         RangeError: penalties negative or empty, or data not finite. ShapeError: rows and targets do not line up.
 
-    Example:
+    Examples:
         >>> x = np.random.default_rng(0).normal(size=(100, 3))
         >>> readout = RidgeReadout().fit(x, x @ [1.0, 2.0, 3.0] + 4.0)
         >>> readout.coef_.round(6).tolist(), round(readout.intercept_, 6)
@@ -87,7 +87,7 @@ class RidgeReadout(Readout):
 
         What `fit` chooses by, at half its price: for comparing many reservoirs before one is used.
 
-        Example:
+        Examples:
             >>> x = np.random.default_rng(0).normal(size=(100, 3))
             >>> RidgeReadout((1e-6, 1e6)).held_out_errors(x, x[:, 0]).argmin(0)
             array([0])

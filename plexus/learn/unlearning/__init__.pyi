@@ -4,6 +4,7 @@ from ._audit import auc as auc
 from ._audit import audit as audit
 from ._audit import confidence as confidence
 from ._audit import likelihood_ratio as likelihood_ratio
+from ._audit import likelihood_ratio_auc as likelihood_ratio_auc
 from ._audit import membership_rate as membership_rate
 from ._audit import prediction_distance as prediction_distance
 from ._audit import prediction_entropy as prediction_entropy

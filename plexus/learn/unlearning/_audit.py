@@ -46,7 +46,7 @@ def membership_rate(
     The attacker fits a class-balanced logistic regression on retained samples (members) and unseen ones (outsiders).
     Needs scikit-learn (extra `lab`).
 
-    Example:
+    Examples:
         >>> sure, unsure = 9 * torch.eye(2), torch.zeros(2, 2)
         >>> y = torch.tensor([0, 1])
         >>> membership_rate(nn.Identity(), [(sure, y)], [(unsure, y)], [(sure, y)])
@@ -78,7 +78,7 @@ def likelihood_ratio(observed: Tensor, references: Tensor) -> Tensor:
         references: `confidence` of at least two models trained without these samples, `[model, sample]`. The spread is
             shared by all samples, so that a few models are enough.
 
-    Example:
+    Examples:
         >>> likelihood_ratio(torch.tensor([0.0, 50.0]), torch.tensor([[-1.0, 1.0], [1.0, -1.0]])).tolist()
         [0.5, 1.0]
     """
@@ -96,7 +96,7 @@ def likelihood_ratio(observed: Tensor, references: Tensor) -> Tensor:
 def auc(positive: Tensor, negative: Tensor) -> float:
     """Chance that a positive score exceeds a negative one, ties counted half.
 
-    Example:
+    Examples:
         >>> auc(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0]))
         0.875
     """
@@ -104,6 +104,35 @@ def auc(positive: Tensor, negative: Tensor) -> float:
         raise RangeError("an AUC needs scores of both kinds", given=(len(positive), len(negative)))
     difference = positive[:, None] - negative[None, :]
     return float((difference > 0).double().mean() + 0.5 * (difference == 0).double().mean())
+
+
+def likelihood_ratio_auc(
+    model: nn.Module,
+    references: Iterable[nn.Module],
+    members: Iterable[Any],
+    outsiders: Iterable[Any],
+    forward: Forward | None = None,
+) -> float:
+    """How well `likelihood_ratio` tells members from outsiders, as an area under the curve: 1/2 tells nothing.
+
+    Args:
+        model: the model under audit.
+        references: at least two models that saw neither part.
+        members: batches that the model was trained on (or that it was made to forget).
+        outsiders: batches that it was not.
+
+    Examples:
+        >>> blind = [nn.Linear(2, 2) for _ in range(2)]
+        >>> x, y = 9 * torch.eye(2), torch.tensor([0, 1])
+        >>> likelihood_ratio_auc(nn.Identity(), blind, [(x, y)], [(-x, y)])
+        1.0
+    """
+    models = list(references)
+    scores = []
+    for part in (reusable(members, "member"), reusable(outsiders, "outsider")):
+        blind = torch.stack([confidence(one, part, forward) for one in models]) if models else torch.empty(0, 0)
+        scores.append(likelihood_ratio(confidence(model, part, forward), blind))
+    return auc(*scores)
 
 
 @dataclass(frozen=True)
@@ -128,7 +157,7 @@ def prediction_distance(
 ) -> Distance:
     """Distance of a model's predictions to those of a reference (a retrained model, say).
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 3)
         >>> prediction_distance(model, model, [(torch.randn(4, 2), torch.zeros(4, dtype=torch.long))]).agreement
         1.0

@@ -82,7 +82,7 @@ def fine_tune(
 ) -> nn.Module:
     """Go on training on the retained data. The forget set is not used.
 
-    Example:
+    Examples:
         >>> model, batch = nn.Linear(2, 2), (torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))
         >>> fine_tune(model, None, [batch], epochs=2) is model
         True
@@ -228,7 +228,7 @@ def random_dampening(
     Args:
         within: `layer` keeps each parameter's count and factors; `model` draws the places from all of its parameters.
 
-    Example:
+    Examples:
         >>> from plexus.learn.unlearning import DampeningReport
         >>> model = nn.Linear(10, 10)
         >>> before = model.weight.clone()

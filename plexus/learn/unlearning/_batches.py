@@ -15,7 +15,7 @@ from plexus.probe.scores._batch import IGNORED, Batch, Forward, cross_entropy, e
 class Batches:
     """`(x, y)` batches of a data set, as often as they are asked for; newly shuffled each time when given a generator.
 
-    Example:
+    Examples:
         >>> batches = Batches(torch.arange(5.0), torch.arange(5), size=2)
         >>> [len(y) for _, y in batches], [len(y) for _, y in batches]
         ([2, 2, 1], [2, 2, 1])
@@ -70,7 +70,7 @@ def outputs(model: nn.Module, batches: Iterable[Any], forward: Forward | None = 
 def accuracy(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> float:
     """Share of labelled positions whose largest logit is at the label.
 
-    Example:
+    Examples:
         >>> model = nn.Identity()
         >>> accuracy(model, [(torch.eye(3), torch.tensor([0, 1, 0]))])
         0.6666666865348816

@@ -107,7 +107,7 @@ class SelectiveSynapticDampening:
         tolerance: for `budget`, how much the loss on the probe may rise, in nats.
         steps: for `budget`, how many strengths are tried.
 
-    Example:
+    Examples:
         >>> from plexus.probe.scores import diagonal_fisher
         >>> _ = torch.manual_seed(0)
         >>> model, x = nn.Linear(4, 2), torch.randn(20, 4)

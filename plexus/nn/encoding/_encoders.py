@@ -27,7 +27,7 @@ def rate(x: Tensor, steps: int, *, generator: torch.Generator | None = None) -> 
 
     Raises `RangeError` if x lies outside [0, 1] or is NaN, `DtypeError` if it is not floating point.
 
-    Example:
+    Examples:
         >>> rate(torch.tensor([[0.0, 1.0]]), steps=3).squeeze(1).tolist()
         [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]
     """
@@ -43,7 +43,7 @@ def poisson(
     Raises `RangeError` if x lies outside [0, 1] or is NaN or a number is not positive, `DtypeError` if x is not
     floating point.
 
-    Example:
+    Examples:
         >>> generator = torch.Generator().manual_seed(0)
         >>> spikes = poisson(torch.full((1, 1000), 0.5), 100, rate=40.0, generator=generator)
         >>> abs(spikes.mean().item() - 0.02) < 0.002            # 20 Hz: about 0.02 in a step of 1 ms
@@ -64,7 +64,7 @@ def latency(x: Tensor, steps: int, *, tau: float = 5.0, threshold: float = 0.01,
     Raises `RangeError` if x lies outside [0, 1] or is NaN or a number is not positive, `DtypeError` if x is not
     floating point.
 
-    Example:
+    Examples:
         >>> spikes = latency(torch.tensor([[1.0, 0.05, 0.0]]), steps=10, tau=5.0, threshold=0.04)
         >>> spikes.squeeze(1).T.nonzero().tolist()           # unit and time: the last unit never spikes
         [[0, 0], [1, 8]]
@@ -85,7 +85,7 @@ def direct(x: Tensor, steps: int) -> Tensor:
 
     Raises `RangeError` if steps is negative, `DtypeError` if x is not floating point.
 
-    Example:
+    Examples:
         >>> direct(torch.tensor([[0.3, 0.7]]), steps=2).tolist()
         [[[0.30000001192092896, 0.699999988079071]], [[0.30000001192092896, 0.699999988079071]]]
     """
@@ -109,7 +109,7 @@ def delta(x: Tensor, threshold: float, reference: Tensor | None = None) -> tuple
         RangeError: the threshold is not positive.
         ShapeError: the reference does not fit the signal, or there is no step to take one from.
 
-    Example:
+    Examples:
         >>> events, reference = delta(torch.tensor([0.0, 0.5, 1.0, 1.0, 0.0]).view(5, 1, 1), threshold=0.5)
         >>> events.flatten().tolist(), reference.item()
         ([0.0, 1.0, 1.0, 0.0, -1.0], 0.5)

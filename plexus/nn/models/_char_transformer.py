@@ -44,7 +44,7 @@ class CharTransformer(nn.Module):
     Raises:
         RangeError: a size that is not positive, or a width that heads do not divide. ShapeError: a longer input.
 
-    Example:
+    Examples:
         >>> CharTransformer(30, context=16, width=8, heads=2, layers=1)(torch.zeros(2, 5, dtype=torch.long)).shape
         torch.Size([2, 5, 30])
     """

@@ -24,7 +24,7 @@ class SmallCNN(nn.Module):
     Raises:
         RangeError: a size that is not positive, or a window larger than the image. ShapeError: other images.
 
-    Example:
+    Examples:
         >>> import torch
         >>> SmallCNN(8, 10)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])

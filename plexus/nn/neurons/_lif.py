@@ -54,7 +54,7 @@ class LIF(nn.Module):
         RangeError: a time constant, dt or a threshold is not positive, or tau_mem <= dt under `"euler"`.
         ShapeError: there are no units, or an input or a number does not fit them.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = LIF(3, tau_mem=20.0)
         >>> spikes, state = layer(torch.ones(5, 2, 3))

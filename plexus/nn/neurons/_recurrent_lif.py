@@ -33,7 +33,7 @@ class RecurrentLIF(LIF):
     Raises:
         ShapeError: units have more than one dimension.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = RecurrentLIF(4, tau_mem=5.0)
         >>> spikes, state = layer(torch.rand(6, 2, 4))

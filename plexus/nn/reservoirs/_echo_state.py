@@ -60,7 +60,7 @@ class EchoState(nn.Module):
     Raises:
         RangeError: a number lies outside its range. ShapeError, DtypeError: see `forward`.
 
-    Example:
+    Examples:
         >>> generator = torch.Generator().manual_seed(0)
         >>> reservoir = EchoState(1, 50, generator=generator)
         >>> u = torch.rand(100, 2, 1, generator=generator)
@@ -160,7 +160,7 @@ class EchoState(nn.Module):
         Raises:
             RangeError: with `dale`, a column holds both signs. ShapeError: the sizes do not fit.
 
-        Example:
+        Examples:
             >>> EchoState.from_weights(torch.eye(3) * 0.5, torch.ones(3, 1), activation="tanh").units
             3
         """
@@ -265,7 +265,7 @@ class EchoState(nn.Module):
         Args:
             u: the step's input, `[batch, feature]`. state: before the step.
 
-        Example:
+        Examples:
             >>> r = EchoState.from_weights(torch.tensor([[0.5]]), torch.ones(1, 1), activation="identity", leak=0.5)
             >>> r.jacobian(torch.zeros(1, 1), r.initial_state(1))
             tensor([[[0.7500]]])
@@ -289,7 +289,7 @@ class EchoState(nn.Module):
         Returns:
             The generated inputs `[steps, batch, in_features]`, and the state after them.
 
-        Example:
+        Examples:
             >>> r = EchoState.from_weights(torch.zeros(1, 1), torch.ones(1, 1), activation="identity", dale=False)
             >>> r.free_run(torch.tensor([[0.5]]), torch.zeros(1), EchoStateState(torch.ones(1, 1)), 3)[0].flatten()
             tensor([0.5000, 0.2500, 0.1250])
@@ -319,7 +319,7 @@ def dale_signs(weight: Tensor) -> Tensor:
     Raises:
         RangeError: a column holds both signs, so its unit is neither excitatory nor inhibitory.
 
-    Example:
+    Examples:
         >>> dale_signs(torch.tensor([[0.0, -1.0], [2.0, 0.0]]))
         tensor([ 1., -1.])
     """
@@ -341,7 +341,7 @@ def scale_to_radius(weight: Tensor, radius: float) -> Tensor:
     Raises:
         RangeError: the radius is negative, or the weight's own is zero so that no factor helps.
 
-    Example:
+    Examples:
         >>> scale_to_radius(torch.diag(torch.tensor([1.0, 4.0])), 2.0).diagonal()
         tensor([0.5000, 2.0000])
     """

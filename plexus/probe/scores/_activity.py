@@ -23,7 +23,7 @@ def dead(record: Source, threshold: float = 0.0, *, features: Features = None) -
     Raises:
         RangeError: if the threshold is negative or NaN.
 
-    Example:
+    Examples:
         >>> from plexus.units import Recording, Site, Table
         >>> hidden = Site("relu", "b u")
         >>> rec = Recording({hidden: torch.tensor([[0.0, 2.0], [0.0, 0.0]])}, {hidden: Table([0, 1])})
@@ -55,7 +55,7 @@ def saturated(
     Raises:
         RangeError: if there is no limit, the limits cross, or the margin is negative.
 
-    Example:
+    Examples:
         >>> from plexus.units import Recording, Site, Table
         >>> hidden = Site("tanh", "b u")
         >>> rec = Recording({hidden: torch.tensor([[0.999, 0.2], [-1.0, 0.4]])}, {hidden: Table([0, 1])})

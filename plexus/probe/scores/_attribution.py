@@ -40,7 +40,7 @@ def gradient_times_activation(
     Raises:
         ShapeError: if the two do not hold the same sites and rows, or were pooled before the product.
 
-    Example:
+    Examples:
         >>> from plexus import probe
         >>> from torch import nn, ones
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.Identity(), nn.Linear(3, 1))

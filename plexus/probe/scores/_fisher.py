@@ -79,7 +79,7 @@ def diagonal_fisher(
         RangeError: no batch, or a loss or gradient that is not finite. ShapeError: labels do not match the samples.
         UnsupportedError: no gradient reaches a parameter, or no labels where the loss needs them.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(3, 2)
         >>> x, y = torch.randn(8, 3), torch.tensor([0, 1] * 4)
         >>> importances = diagonal_fisher(model, [(x, y)])

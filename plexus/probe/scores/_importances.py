@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,9 @@ import torch
 from torch import Tensor
 
 from plexus.errors import FormatError
+from plexus.units._files import read_tensors, write_tensors
 
-_KIND = "plexus.importances"
+_KIND = "importances"
 _VERSION = 1
 
 
@@ -31,7 +30,7 @@ class Importances(dict[str, Tensor]):
         labels: `data`, `model` or `expected`.
         power: 2 for squared gradients, 1 for their size.
 
-    Example:
+    Examples:
         >>> importances = Importances({"weight": torch.ones(2)}, samples=10, mode="sample")
         >>> importances["weight"].tolist(), importances.samples
         ([1.0, 1.0], 10)
@@ -67,20 +66,12 @@ class Importances(dict[str, Tensor]):
         return {key: getattr(self, key) for key in keys}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file that `Importances.load` reads; an existing file is replaced in one step."""
-        from safetensors.torch import save
+        """Write a safetensors file that `Importances.load` reads; an existing file is replaced in one step.
 
-        header = {"kind": _KIND, "version": str(_VERSION), "about": json.dumps(self._about())}
-        payload = save({name: value.detach().cpu().contiguous() for name, value in self.items()}, metadata=header)
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(payload)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        Raises:
+            UnwritableError: the place cannot be written; nothing is left there.
+        """
+        write_tensors(path, _KIND, _VERSION, self._about(), self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Importances:
@@ -88,26 +79,14 @@ class Importances(dict[str, Tensor]):
 
         Raises:
             FormatError: the file is truncated, of another version or not one of importances.
+            UnknownNameError: there is no such file.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(os.fspath(path), framework="pt", device=str(device)) as file:
-                header = file.metadata() or {}
-                if header.get("kind") != _KIND:
-                    raise FormatError(f"{Path(path).name} does not hold importances", given=header.get("kind"))
-                if header.get("version") != str(_VERSION):
-                    raise FormatError(
-                        f"{Path(path).name} is of another version", given=header.get("version"), expected=_VERSION
-                    )
-                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls(values, **json.loads(header["about"]))
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        about, values = read_tensors(path, _KIND, _VERSION)
+        if not isinstance(about, dict) or set(about) != set(cls({})._about()):
             raise FormatError(
-                f"{Path(path).name} cannot be read as importances", given=str(error), mend="measure and save them again"
-            ) from error
+                f"{Path(path).name} cannot be read as importances", given=about, mend="measure and save them again"
+            )
+        return cls({name: value.to(device) for name, value in values.items()}, **about)
 
 
 def _rebuild(values: dict[str, Tensor], about: dict[str, Any]) -> Importances:

@@ -22,7 +22,7 @@ from plexus.units._recording import Labels
 class Moments:
     """Count, mean and sum of squared deviations of each unit, fed rows, in float64.
 
-    Example:
+    Examples:
         >>> moments = Moments(1)
         >>> moments.add(torch.tensor([[1.0], [2.0]]))
         >>> moments.add(torch.tensor([[6.0]]))
@@ -76,7 +76,7 @@ def mean(
     Raises:
         ShapeError: labels that do not match the samples, or units with features and no word on them.
 
-    Example:
+    Examples:
         >>> from plexus.units import Recording, Site, Table
         >>> hidden = Site("fc1", "b u")
         >>> rec = Recording({hidden: torch.tensor([[1.0, 0.0], [3.0, 4.0]])}, {hidden: Table([0, 1])})
@@ -100,7 +100,7 @@ def variance(
 
     Args and raises: as `mean`; `correction` is subtracted from the number of rows.
 
-    Example:
+    Examples:
         >>> from plexus.units import Recording, Site, Table
         >>> hidden = Site("fc1", "b u")
         >>> rec = Recording({hidden: torch.tensor([[1.0, 0.0], [3.0, 0.0]])}, {hidden: Table([0, 1])})
@@ -123,7 +123,7 @@ def dprime(
     Args and raises: as `mean`; without `labels` those of the recording are used. Classes are scored one against the
     rest.
 
-    Example:
+    Examples:
         >>> from plexus.units import Recording, Site, Table
         >>> hidden = Site("fc1", "b u")
         >>> rec = Recording({hidden: torch.tensor([[0.0], [2.0], [3.0], [5.0]])}, {hidden: Table([0, 1, 2, 3])})

@@ -41,7 +41,7 @@ def average_precision(
     Raises:
         ShapeError: no labels, labels that do not match the samples, or units with features and no word on them.
 
-    Example:
+    Examples:
         >>> from plexus.units import Recording, Site, Table
         >>> hidden = Site("fc1", "b u")
         >>> values = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.3]])
@@ -59,7 +59,7 @@ def auroc(
 
     Args, returns and raises: as `average_precision`; also NaN for a concept that every row shows.
 
-    Example:
+    Examples:
         >>> from plexus.units import Recording, Site, Table
         >>> hidden = Site("fc1", "b u")
         >>> values = torch.tensor([[0.9, 0.1], [0.8, 0.3], [0.1, 0.3]])
