@@ -1,4 +1,4 @@
-"""explain."""
+"""EXPLAIN: what an edit shows, each measure beside the same edit on matched random units."""
 
 import lazy_loader as _lazy
 

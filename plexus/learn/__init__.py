@@ -1,4 +1,4 @@
-"""learn."""
+"""TEACH: unlearning, homeostasis and readouts; learning that is not plain backpropagation through everything."""
 
 import lazy_loader as _lazy
 

@@ -1,4 +1,4 @@
-"""nn."""
+"""BUILD: neurons, reservoirs, recurrent rate networks, small models, encoders, and the container that threads state."""
 
 import lazy_loader as _lazy
 

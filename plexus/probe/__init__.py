@@ -1,4 +1,4 @@
-"""probe."""
+"""WATCH: record units, score them, check a network's health, measure its dynamics and tuning."""
 
 import lazy_loader as _lazy
 

@@ -1,4 +1,4 @@
-"""learn/homeostasis."""
+"""Slow adaptation of single neurons: gains, and the inhibition they receive."""
 
 import lazy_loader as _lazy
 

@@ -1,4 +1,4 @@
-"""learn/unlearning."""
+"""Forgetting training data: selective synaptic dampening, its rivals, and an audit of what is left."""
 
 import lazy_loader as _lazy
 

@@ -1,4 +1,4 @@
-"""nn/neurons."""
+"""Spiking neurons: explicit state, time first, one fused loop."""
 
 import lazy_loader as _lazy
 

@@ -1,4 +1,4 @@
-"""probe/scores."""
+"""Numbers per unit, or per concept and unit; importances per parameter."""
 
 import lazy_loader as _lazy
 
