@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plexus import edit
 from plexus.edit import Edit
-from plexus.errors import UnsupportedError
+from plexus.errors import RangeError, UnsupportedError
 from plexus.nn import LIF
 from plexus.nn import Sequential as SpikingSequential
 from plexus.units import Neurons, Recording, Site, Table, sites
@@ -181,6 +181,11 @@ def test_a_refused_step_leaves_the_others_undone() -> None:
     with pytest.raises(UnsupportedError):
         edit.bake(net, good.then(bad))
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_an_edit_without_a_unit_is_refused() -> None:
+    with pytest.raises(RangeError, match="no units to bake"):
+        edit.bake(nn.Sequential(nn.Linear(3, 4)), edit.scale(Neurons.of({Site("0"): 4}), 0.0))
 
 
 def test_tied_and_adapted_weights_are_refused(tiny: Callable[..., Any]) -> None:
