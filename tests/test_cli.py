@@ -108,6 +108,18 @@ def test_a_study_that_cannot_run_does_not_stop_the_others(call, tmp_path):
     assert "declares no `paper`" in err
 
 
+def test_a_study_that_does_not_import_is_bad_usage_and_shows_its_own_lines(call, tmp_path):
+    good, faulty = FILE, tmp_path / "faulty.py"
+    faulty.write_text("from plexus.lab import study\nimport nowhere_at_all\n@study\nclass Faulty: pass\n")
+    status, out, err = call("run", good, faulty, "--scale", "smoke", "--json")
+    assert (status, out) == (2, "")
+    assert "faulty.py cannot be imported" in err
+    assert "line 2" in err
+    assert "No module named 'nowhere_at_all'" in err
+    assert "importlib" not in err
+    assert not (tmp_path / "store" / "trials").exists()
+
+
 BAD = [
     (["run", "no-such-study-at-all"], "no study"),
     (["run", "{file}", "--seeds", "many"], "integer"),
@@ -115,6 +127,9 @@ BAD = [
     (["run", "{file}", "--first-seed", "1.5"], "integer"),
     (["run", "{file}", "--jobs", "0"], "--jobs"),
     (["run", "{file}", "--scale", "huge"], "no scale 'huge'"),
+    (["run", "adaptive-gain-contrl"], "did you mean 'adaptive-gain-control'"),
+    (["run", "{file}::synthetic-stady"], "did you mean 'synthetic-study'"),
+    (["run", "synthetic.py::x"], "no study file 'synthetic.py'"),
     (["run", "{file}", "--set", "efect=1"], "did you mean 'effect'"),
     (["run", "{file}", "--set", "effect=much"], "another type"),
     (["run", "{file}", "--set", "effect"], "name=value"),

@@ -10,12 +10,13 @@ import ast
 import importlib
 import importlib.util
 import sys
+import traceback
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from plexus.errors import FormatError, UnknownNameError
+from plexus.errors import FormatError, PlexusError, UnknownNameError
 from plexus.lab._study import Study, _registry
 
 USER_PACKAGE = "local_studies"
@@ -116,7 +117,7 @@ def find(name: str) -> list[Entry]:
         >>> find("ssd")[0].family
         'unlearning'
     """
-    if name.endswith(".py") or "/" in name:
+    if name.partition("::")[0].endswith(".py") or "/" in name:
         return _from_file(name)
     entries = catalogue()
     for entry in entries:
@@ -162,19 +163,36 @@ _imported: dict[str, tuple[str, int, int]] = {}
 
 
 def import_study_module(source: Source) -> types.ModuleType:
-    """Import the module of a study, from the library or from a file; again, where the file has changed since."""
+    """Import the module of a study, from the library or from a file; again, where the file has changed since.
+
+    Raises `PlexusError` where the import fails, with the traceback from the study's own lines on.
+    """
     stat = Path(source.path).stat()
     state = (source.path, stat.st_size, stat.st_mtime_ns)
     loaded = sys.modules.get(source.module)
     if loaded is not None and _imported.get(source.module, state) == state:
         _imported[source.module] = state
         return loaded
-    if source.is_file:
-        module = _execute(source)
-    else:
-        module = importlib.import_module(source.module) if loaded is None else importlib.reload(loaded)
+    try:
+        if source.is_file:
+            module = _execute(source)
+        else:
+            module = importlib.import_module(source.module) if loaded is None else importlib.reload(loaded)
+    except PlexusError:
+        raise
+    except (Exception, SystemExit) as error:  # a study's own lines; they may raise anything
+        raise PlexusError(f"{source.path} cannot be imported", given="\n" + _own_lines(error, source.path)) from error
     _imported[source.module] = state
     return module
+
+
+def _own_lines(error: BaseException, path: str) -> str:
+    """The traceback from the first line of that file on; the whole one where the error came earlier."""
+    told = traceback.TracebackException.from_exception(error)
+    own = [i for i, frame in enumerate(told.stack) if frame.filename == path]
+    if own:
+        told.stack = traceback.StackSummary.from_list(list(told.stack)[own[0] :])
+    return "".join(told.format(chain=False)).strip()
 
 
 def _execute(source: Source) -> types.ModuleType:

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -26,12 +27,17 @@ class Worker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, job), name=f"plexus {job.entry.slug}")
-        with quiet_start():
-            self.process.start()
-        theirs.close()
         self.ready = False
         self.task: Task | None = None
         self.preparing: str | None = None
+        try:
+            with quiet_start():
+                self.process.start()
+        except BaseException:
+            self.stop()  # nobody else knows of it yet
+            raise
+        finally:
+            theirs.close()
 
     def give(self, task: Task) -> None:
         self.task = task
@@ -57,6 +63,8 @@ class Worker:
     def stop(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             self.connection.close()
+        if self.process.pid is None:
+            return
         if self.process.is_alive():
             self.process.kill()
         self.process.join()
@@ -84,14 +92,28 @@ class Crew:
 
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
-    """The child starts with Ctrl-C held off (its parent stops it), one thread per library, and one order of sets."""
+    """The child starts with Ctrl-C held off (its parent stops it), one thread per library, and one order of sets.
+
+    What would stop the parent waits until the child has been started whole. Blocking the signal is not enough for
+    that: any other thread of the process may be handed it, and Python then raises in the main thread all the same.
+    """
     fixed = {**dict.fromkeys(THREADS, "1"), "PYTHONHASHSEED": "0"}
     before = {name: os.environ.get(name) for name in fixed}
     os.environ.update(fixed)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+    held: list[int] = []
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, lambda number, frame: held.append(number))
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, handler)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -99,6 +121,8 @@ def quiet_start() -> Iterator[None]:
                 os.environ[name] = value
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if held:
+        raise KeyboardInterrupt
 
 
 def cause_of_death(code: int | None) -> str:

@@ -16,6 +16,7 @@ import contextlib
 import functools
 import hmac
 import io
+import math
 import os
 import secrets
 import time
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from plexus.errors import RangeError
 from plexus.lab._files import LocalFiles
 from plexus.lab._store import cache_folder
 
@@ -51,6 +53,20 @@ def _secret() -> bytes:
         if len(key) == 32:
             return key
     return secrets.token_bytes(32)
+
+
+def cap_in_bytes() -> int:
+    """The cap that `PLEXUS_CACHE_GB` sets, 4 GB by default."""
+    text = os.environ.get("PLEXUS_CACHE_GB") or "4"
+    try:
+        cap = float(text)
+        if not (math.isfinite(cap) and cap >= 0):
+            raise ValueError
+    except ValueError:
+        raise RangeError(
+            "PLEXUS_CACHE_GB caps the cache of prepared data", given=text, expected="a number of GB"
+        ) from None
+    return int(cap * 1e9)
 
 
 def _seal(name: str, body: bytes) -> bytes:
@@ -83,7 +99,7 @@ class PreparedCache:
 
     def __init__(self, folder: Path, cap: int | None = None) -> None:
         self.folder = folder
-        self.cap = int(float(os.environ.get("PLEXUS_CACHE_GB", "4")) * 1e9) if cap is None else cap
+        self.cap = cap_in_bytes() if cap is None else cap
 
     def read(self, key: str) -> bytes | None:
         """The bytes of a prepared object that this user wrote, whole; None otherwise."""

@@ -21,11 +21,13 @@ from plexus.errors import PlexusError, RangeError
 from plexus.lab._catalogue import Entry, load
 from plexus.lab._crew import BrokenStudy, Crew, Worker
 from plexus.lab._machine import cores
+from plexus.lab._prepared import cap_in_bytes
 from plexus.lab._progress import Progress, Silent
 from plexus.lab._run import Broken, Run
 from plexus.lab._settings import from_json
 from plexus.lab._store import Store, Trial
 from plexus.lab._study import Study
+from plexus.lab._trial import check_seed
 from plexus.lab._worker import Job, Report, Task, tuning_key
 
 POLL = 0.25
@@ -56,14 +58,18 @@ def run_study(
         crew: workers to use and to leave running, for several studies of one module.
 
     Raises:
+        DtypeError, RangeError: a seed is not an integer, is negative or comes twice; `jobs` is below 1;
+            `PLEXUS_CACHE_GB` is not a number of gigabytes.
         UnknownNameError: the scale, or a setting, does not exist.
         BrokenStudy: the study cannot be imported, its tuning broke, or no worker starts.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the workers are stopped; finished trials are kept.
     """
     if jobs is not None and jobs < 1:
         raise RangeError("the number of jobs", given=jobs, expected="at least 1")
+    seeds = tuple(check_seed(seed) for seed in seeds)
     if len(set(seeds)) != len(seeds) or not seeds:
         raise RangeError("seeds are distinct, and at least one", given=list(seeds))
+    cap_in_bytes()
     store = store or Store()
     began = time.perf_counter()
     try:
@@ -72,7 +78,7 @@ def run_study(
         raise BrokenStudy(error.what, given=error.given) from error
     study = load(entry)
     study.configure(scale, overrides or {})
-    run = Run(entry, study, scale, tuple(seeds), dict(overrides or {}), code=code)
+    run = Run(entry, study, scale, seeds, dict(overrides or {}), code=code)
     pool = _Pool(run, store, progress or Silent(), jobs or cores(), crew or Crew())
     with _terminable():
         try:

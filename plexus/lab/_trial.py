@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import operator
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -46,6 +47,26 @@ def forked(phase: Phase, seed: int) -> Iterator[None]:
             np.random.set_state(numpys)  # noqa: NPY002
             torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)
+
+
+def check_seed(seed: Any) -> int:
+    """The seed as a plain int.
+
+    Raises `DtypeError` if it is not an integer, `RangeError` if it is negative.
+
+    Examples:
+        >>> check_seed(np.int64(3))
+        3
+    """
+    try:
+        if isinstance(seed, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(seed)
+    except TypeError:
+        raise DtypeError("a seed is an integer", given=repr(seed), expected="0, 1, 2, …") from None
+    if number < 0:
+        raise RangeError("a seed is not negative", given=number, expected="0, 1, 2, …")
+    return number
 
 
 def check_outcome(outcome: Any) -> Outcome:
@@ -100,6 +121,6 @@ def try_out(
         >>> sorted(outcome.metrics)
         ['score']
     """
-    chosen = study.arm(arm)
+    seed, chosen = check_seed(seed), study.arm(arm)
     prepared = run_prepare(study, study.configure(scale, settings), seed)
     return run_trial(study, study.configure(scale, settings, chosen.overrides, tuned or {}), prepared, seed)

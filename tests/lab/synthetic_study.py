@@ -72,7 +72,7 @@ class Synthetic(Study):
             time.sleep(0.02)
         if seed == config.raises and config.effect:
             raise ValueError("told to raise")
-        if seed == config.dies:
+        if seed == config.dies and config.effect:
             os.kill(os.getpid(), signal.SIGKILL)
         if seed == config.dies_once and not Path(config.marks, "died").exists():
             Path(config.marks, "died").touch()

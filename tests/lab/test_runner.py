@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,19 +15,24 @@ import numpy as np
 import psutil
 import pytest
 
-from plexus.errors import PlexusError, RangeError, UnknownNameError
-from plexus.lab._catalogue import find
+from plexus.errors import DtypeError, PlexusError, RangeError, UnknownNameError
+from plexus.lab._catalogue import find, load
+from plexus.lab._claims import STALE
+from plexus.lab._crew import quiet_start
 from plexus.lab._row import judge_run, make_row
 from plexus.lab._runner import run_study
 from plexus.lab._store import Store
+from plexus.lab._trial import try_out
 
 FILE = Path(__file__).with_name("synthetic_study.py")
 PATIENCE = 120.0
 
 
-def run(store, seeds=(0, 1), jobs=1, **overrides):
+def run(place, seeds=(0, 1), jobs=1, **overrides):
+    """A run in the shared store with its crew, or in a store of its own with workers of its own."""
     (entry,) = find(str(FILE))
-    return run_study(entry, scale="smoke", seeds=seeds, jobs=jobs, store=Store(store), overrides=overrides)
+    store, crew = place if isinstance(place, tuple) else (place, None)
+    return run_study(entry, scale="smoke", seeds=seeds, jobs=jobs, store=Store(store), overrides=overrides, crew=crew)
 
 
 def command(store, *arguments):
@@ -59,25 +65,26 @@ def times(marks, name):
     return len(path.read_text()) if path.exists() else 0
 
 
-def test_a_run_finishes_and_the_next_one_finds_it(tmp_path, store_folder):
+def test_a_run_finishes_and_the_next_one_finds_it(tmp_path, shared):
     marks = tmp_path / "marks"
     marks.mkdir()
-    first = run(store_folder, marks=str(marks))
+    first = run(shared, marks=str(marks))
     assert (first.ran, first.found, first.broken) == (4, 0, [])
     assert times(marks, "prepare-0") == times(marks, "prepare-1") == times(marks, "tune") == 1
-    again = run(store_folder, marks=str(marks))
+    again = run(shared, marks=str(marks))
     assert (again.ran, again.found) == (0, 4)
     assert times(marks, "end-1-0") == times(marks, "tune") == 1
     for arm, seed in (("method", 0), ("ablated", 1)):
         old, new = first.trials[arm][seed].outcome, again.trials[arm][seed].outcome
         assert old.metrics == new.metrics
         np.testing.assert_array_equal(old.arrays["noise"], new.arrays["noise"])
-    more = run(store_folder, seeds=(1, 2), marks=str(marks))
+    more = run(shared, seeds=(1, 2), marks=str(marks))
     assert (more.ran, more.found) == (2, 2)
 
 
-def test_same_seed_same_numbers_and_arms_draw_alike(tmp_path, store_folder):
-    one, two = run(store_folder, jobs=1), run(tmp_path / "other", jobs=2)
+def test_same_seed_same_numbers_and_arms_draw_alike(shared, store_folder):
+    one, two = run(shared, jobs=1), run(store_folder, jobs=2)
+    assert one.ran == two.ran == 4
     for arm in ("method", "ablated"):
         for seed in (0, 1):
             np.testing.assert_array_equal(
@@ -88,8 +95,8 @@ def test_same_seed_same_numbers_and_arms_draw_alike(tmp_path, store_folder):
     assert noise["method"][0].arrays["noise"] != noise["method"][1].arrays["noise"]
 
 
-def test_tuned_settings_apply_on_top_of_the_arm(store_folder):
-    done = run(store_folder, seeds=(0,))
+def test_tuned_settings_apply_on_top_of_the_arm(shared):
+    done = run(shared, seeds=(0,))
     assert done.trials["method"][0].outcome.metrics["tuned"] == 3.0
     assert done.trials["ablated"][0].outcome.metrics["tuned"] == 0.0
     row = make_row(done)
@@ -97,8 +104,8 @@ def test_tuned_settings_apply_on_top_of_the_arm(store_folder):
     assert row["arms"][0]["tuned"] == {"tuned": [1, 2]}
 
 
-def test_trials_that_raise_or_return_nan_are_reported_and_the_rest_goes_on(store_folder):
-    done = run(store_folder, seeds=(0, 1, 2), raises=0, nan=1)
+def test_trials_that_raise_or_return_nan_are_reported_and_the_rest_goes_on(shared):
+    done = run(shared, seeds=(0, 1, 2), raises=0, nan=1)
     assert [(item.arm, item.seed) for item in done.broken] == [("method", 0), ("method", 1)]
     raised, not_a_number = done.broken
     assert "told to raise" in raised.error
@@ -115,34 +122,35 @@ def test_trials_that_raise_or_return_nan_are_reported_and_the_rest_goes_on(store
     json.dumps(row, allow_nan=False)
 
 
-def test_a_broken_trial_runs_again_next_time(tmp_path, store_folder):
+def test_a_broken_trial_runs_again_next_time(tmp_path, shared):
     marks = tmp_path / "marks"
     marks.mkdir()
     for count in (1, 2):
-        done = run(store_folder, seeds=(0,), raises=0, marks=str(marks))
+        done = run(shared, seeds=(0,), raises=0, marks=str(marks))
         assert len(done.broken) == 1
         assert times(marks, "begin-1-0") == count
         assert times(marks, "begin-0-0") == 1
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_trial_tried_once_more(tmp_path, store_folder):
+def test_a_worker_that_is_killed_is_replaced_and_its_trial_tried_once_more(tmp_path, shared):
     marks = tmp_path / "marks"
     marks.mkdir()
-    done = run(store_folder, jobs=1, dies_once=1, marks=str(marks))
+    done = run(shared, jobs=1, dies_once=1, marks=str(marks))
     assert done.broken == []
     assert done.ran == 4
     assert (marks / "died").exists()
 
 
-def test_a_trial_that_kills_every_worker_is_reported_and_the_rest_goes_on(store_folder):
-    done = run(store_folder, jobs=2, dies=0)
-    assert [(item.arm, item.seed) for item in done.broken] == [("method", 0), ("ablated", 0)]
-    assert all("SIGKILL" in item.error for item in done.broken)
+def test_a_trial_that_kills_every_worker_is_reported_and_the_rest_goes_on(shared):
+    done = run(shared, dies=0)
+    assert [(item.arm, item.seed) for item in done.broken] == [("method", 0)]
+    assert "SIGKILL" in done.broken[0].error
     assert sorted(done.trials["method"]) == [1]
+    assert sorted(done.trials["ablated"]) == [0, 1]
 
 
-def test_a_store_behind_a_url(tmp_path):
-    url = f"file://{tmp_path}/store"
+def test_a_store_behind_a_url(store_folder):
+    url = f"file://{store_folder}"
     assert (run(url, seeds=(0,)).ran, run(url, seeds=(0,)).found) == (2, 2)
 
 
@@ -179,7 +187,7 @@ def test_killing_the_parent_ends_its_workers_and_loses_nothing_finished(tmp_path
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_stops_cleanly_and_continues_later(number, store_folder):
     store = store_folder
-    process = command(store, "--seeds", "40", "--jobs", "2", "--set", "wait=0.3")
+    process = command(store, "--seeds", "40", "--jobs", "1", "--set", "wait=0.2")
     wait_until(lambda: len(list((store / "trials").glob("*/*.npz"))) >= 2, "two finished trials")
     workers = _workers(process)
     process.send_signal(number)
@@ -192,10 +200,33 @@ def test_an_interrupted_run_stops_cleanly_and_continues_later(number, store_fold
     assert list((store / "claims").iterdir()) == []
     assert not list(store.rglob("*.tmp"))
     finished = len(list((store / "trials").glob("*/*.npz")))
-    done = run(store, seeds=range(2), wait=0.3)
-    assert finished >= 2
-    assert done.found + done.ran == 4
-    assert done.found >= 2
+    # a whole seed needs no worker any more; continuing by one is left to one of the two signals
+    count = finished // 2 if number == signal.SIGTERM else finished // 2 + 1
+    done = run(store, seeds=range(count), wait=0.2)
+    assert done.broken == []
+    assert done.found + done.ran == 2 * count
+    assert done.found == min(finished, 2 * count)
+
+
+def test_what_stops_a_run_waits_until_a_worker_has_been_started_whole():
+    """Another thread may be handed the signal, whatever the main thread blocks."""
+    done, reached = threading.Event(), False
+    threading.Thread(target=done.wait).start()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with quiet_start():
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):
+                pass
+            reached = True
+        pytest.fail("the signal was lost")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        done.set()
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_two_runs_at_once_share_the_work(tmp_path, store_folder):
@@ -217,29 +248,27 @@ def test_two_runs_at_once_share_the_work(tmp_path, store_folder):
 
 
 def test_claims_of_the_dead_do_not_block(store_folder):
-    store = Store(store_folder)
-    (entry,) = find(str(FILE))
-    process = command(store_folder, "--seeds", "2", "--jobs", "1", "--set", "wait=30")
+    process = command(store_folder, "--seeds", "1", "--jobs", "1", "--set", "wait=1")
     wait_until(lambda: len(list((store_folder / "claims").glob("*"))) == 1 and _tuned(store_folder), "a claimed trial")
     process.kill()
     process.communicate()
-    assert len(list((store_folder / "claims").glob("*"))) == 1
-    overrides = {"wait": 30.0}
-    done = run_study(entry, scale="smoke", seeds=(5,), jobs=1, store=store, overrides={**overrides, "wait": 0.0})
-    assert done.ran == 2
     (claim,) = [path.name for path in (store_folder / "claims").iterdir()]
-    mine = Store(store_folder).claims()
-    assert mine.is_stale(claim)
-    assert mine.take(claim)
+    assert Store(store_folder).claims().is_stale(claim)
+    began = time.monotonic()
+    done = run(store_folder, seeds=(0,), wait=1.0)
+    assert done.found + done.ran == 2
+    assert done.ran >= 1
+    assert time.monotonic() - began < STALE  # it did not wait for the clock
+    assert list((store_folder / "claims").iterdir()) == []
 
 
 def _tuned(store):
     return any((store / "tuning").glob("*/*.json"))
 
 
-def test_bad_requests_are_refused_before_anything_runs(tmp_path):
+def test_bad_requests_are_refused_before_anything_runs(store_folder, monkeypatch):
     (entry,) = find(str(FILE))
-    store = Store(tmp_path)
+    store = Store(store_folder)
     with pytest.raises(UnknownNameError, match="scale"):
         run_study(entry, scale="huge", store=store)
     with pytest.raises(UnknownNameError, match="effect"):
@@ -248,7 +277,27 @@ def test_bad_requests_are_refused_before_anything_runs(tmp_path):
         run_study(entry, seeds=(1, 1), store=store)
     with pytest.raises(RangeError, match="jobs"):
         run_study(entry, jobs=0, store=store)
-    assert not (tmp_path / "trials").exists()
+    monkeypatch.setenv("PLEXUS_CACHE_GB", "lots")
+    with pytest.raises(RangeError, match="PLEXUS_CACHE_GB"):
+        run_study(entry, store=store)
+    assert not (store_folder / "trials").exists()
+
+
+@pytest.mark.parametrize("seed", [0.5, 1.0, "1", True, None, float("nan")])
+def test_a_seed_is_an_integer(store_folder, seed):
+    (entry,) = find(str(FILE))
+    with pytest.raises(DtypeError, match="a seed is an integer"):
+        run_study(entry, seeds=(0, seed), store=Store(store_folder))
+    with pytest.raises(DtypeError, match="a seed is an integer"):
+        try_out(load(entry), "method", seed=seed)
+    assert not (store_folder / "trials").exists()
+
+
+def test_a_seed_is_not_negative_and_may_be_of_numpy(shared):
+    (entry,) = find(str(FILE))
+    with pytest.raises(RangeError, match="not negative"):
+        run_study(entry, seeds=(-1,), store=Store(shared[0]))
+    assert run(shared, seeds=np.arange(1)).trials["method"].keys() == {0}
 
 
 def test_a_study_that_does_not_import_says_why(tmp_path):
