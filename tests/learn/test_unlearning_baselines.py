@@ -210,6 +210,42 @@ def test_likelihood_ratio_is_uniform_for_a_sample_like_the_references() -> None:
         un.likelihood_ratio(scores[:3], references)
 
 
+class ByHeart(nn.Module):
+    """Knows the label of what it has seen, and nothing of anything else."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.x, self.y = x, nn.functional.one_hot(y).float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 20 * (x[:, None] == self.x[None]).all(-1).float() @ self.y
+
+
+def test_the_ratio_attack_finds_members_of_a_model_that_learned_them_by_heart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 8, generator=generator), torch.randint(0, 3, (60,), generator=generator)
+    members, outsiders = ([(x[part], y[part])] for part in (slice(0, 30), slice(30, 60)))
+    memory = ByHeart(x[:30], y[:30])
+    references = [nn.Linear(8, 3) for _ in range(3)]
+    assert un.likelihood_ratio_auc(memory, references, members, outsiders) > 0.9
+    blind = un.likelihood_ratio_auc(references[0], references, members, outsiders)
+    assert blind == pytest.approx(
+        un.auc(
+            *(
+                un.likelihood_ratio(
+                    un.confidence(references[0], part), torch.stack([un.confidence(one, part) for one in references])
+                )
+                for part in (members, outsiders)
+            )
+        )
+    )
+    assert 0.2 < blind < 0.8
+    with pytest.raises((RangeError, ShapeError)):
+        un.likelihood_ratio_auc(memory, [], members, outsiders)
+    with pytest.raises(RangeError, match="empty"):
+        un.likelihood_ratio_auc(memory, references, [], outsiders)
+
+
 def test_auc_equals_the_rank_statistic() -> None:
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
     generator = torch.Generator().manual_seed(0)

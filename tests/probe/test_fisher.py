@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from plexus.errors import FormatError, RangeError, ShapeError, UnknownNameError, UnsupportedError
 from plexus.probe.scores import Importances, diagonal_fisher
+from plexus.units._files import write_tensors
 
 
 def naive(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -290,22 +291,34 @@ def test_files_that_are_not_ours_are_refused(tmp_path) -> None:
         with pytest.raises(FormatError):
             Importances.load(path)
     save_file({"a": torch.ones(1)}, path)
-    with pytest.raises(FormatError, match="does not hold"):
+    with pytest.raises(FormatError, match="not ours"):
         Importances.load(path)
-    save_file({"a": torch.ones(1)}, path, metadata={"kind": "plexus.importances", "version": "99", "about": "{}"})
+    write_tensors(path, "recording", 1, {}, {"a": torch.ones(1)})
+    with pytest.raises(FormatError, match="something else"):
+        Importances.load(path)
+    write_tensors(path, "importances", 99, {}, {"a": torch.ones(1)})
     with pytest.raises(FormatError, match="version"):
         Importances.load(path)
-    save_file({"a": torch.ones(1)}, path, metadata={"kind": "plexus.importances", "version": "1", "about": "[1"})
-    with pytest.raises(FormatError):
+    header = '{"kind": "importances", "version": 1}'
+    save_file({"a": torch.ones(1)}, path, metadata={"plexus": header, "body": "[1"})
+    with pytest.raises(FormatError, match="header"):
         Importances.load(path)
-    with pytest.raises(FileNotFoundError):
+    for about in ([1], {"samples": 3}, None):
+        write_tensors(path, "importances", 1, about, {"a": torch.ones(1)})
+        with pytest.raises(FormatError, match="as importances"):
+            Importances.load(path)
+    with pytest.raises(UnknownNameError, match="there is no importances file"):
         Importances.load(tmp_path / "nowhere")
 
 
 def test_unwritable_folder_leaves_nothing(tmp_path) -> None:
-    with pytest.raises(OSError, match="nowhere"):
-        diagonal_fisher(mlp(), [(torch.randn(2, 5), torch.tensor([0, 1]))]).save(tmp_path / "nowhere" / "file")
-    assert not list(tmp_path.iterdir())
+    importances = diagonal_fisher(mlp(), [(torch.randn(2, 5), torch.tensor([0, 1]))])
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="cannot write"):
+        importances.save(tmp_path / "file" / "importances")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    importances.save(tmp_path / "new" / "importances")
+    assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["importances"]
 
 
 class Unused(nn.Module):

@@ -95,9 +95,10 @@ class SelectiveSynapticDampening(Study):
     Config = Config
     scales: ClassVar = {
         "smoke": {
-            "train": 200,
-            "test": 100,
-            "text": 1500,
+            "train": 160,
+            "test": 80,
+            "text": 700,
+            "copies": 2,
             "epochs": 2,
             "text_epochs": 1,
             "shadows": 0,
@@ -160,7 +161,7 @@ class SelectiveSynapticDampening(Study):
             at_least=0.0,
         ),
         interval(
-            "class: points closer to retraining than one pass of ascent (equal cost, importances of all data left aside)",
+            "class: points closer to retraining than one pass of ascent (equal cost with stored importances)",
             closer("ascent-pass", "class"),
             role="advantage",
             at_least=0.0,
