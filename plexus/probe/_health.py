@@ -24,6 +24,7 @@ from plexus.probe._layers import Kind, Layer, layers, membrane_of, threshold_of
 from plexus.probe._quiet import quiet
 from plexus.probe._taps import Slope, Taken
 from plexus.units import Neurons, Site, attach, fingerprint
+from plexus.units._paths import refuse_out_of_reach
 
 Differentiated = tuple[Taken, Tensor | None]
 
@@ -161,6 +162,7 @@ def health(
         ShapeError: an empty batch, one of a shape that the network does not take, labels that do not match its
             samples, or a loss that is not one number.
         RangeError: NaN in the batch.
+        UnsupportedError: the network is compiled.
         PlexusError: the network has nothing that can be read as a layer.
 
     Examples:
@@ -173,6 +175,7 @@ def health(
         layer 1 is silent: none of its 8 units is ever above 0 on this batch...
     """
     mark = fingerprint(network)
+    refuse_out_of_reach(network)
     batch = next(each_batch([batch]))
     refuse_nan(batch)
     found, unread = layers(network)

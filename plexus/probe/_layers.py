@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from plexus.errors import SiteError
 from plexus.units import Site, sites
+from plexus.units._paths import walk
 
 Kind = Literal["spiking", "rectified", "bounded", "smooth", "linear"]
 
@@ -65,7 +66,8 @@ def layers(network: nn.Module) -> tuple[list[Layer], list[str]]:
     found: list[Layer] = []
     unclear: list[str] = []
     inside: list[str] = []
-    for name, module in network.named_modules():
+    named = _once(network)
+    for name, module in named:
         if any(name.startswith(f"{outer}.") for outer in inside):
             continue
         kind = _kind(module)
@@ -74,11 +76,19 @@ def layers(network: nn.Module) -> tuple[list[Layer], list[str]]:
         _append(found, unclear, network, name, module, kind)
         inside.append(name)
     if not found and not unclear:
-        for name, module in network.named_modules():
+        for name, module in named:
             leaf = not list(module.children()) and getattr(module, "weight", None) is not None
             if leaf and not isinstance(module, _NOT_WEIGHTS):
                 _append(found, unclear, network, name, module, "linear")
     return found, unclear
+
+
+def _once(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module under its first name; wrappers do not show."""
+    first: dict[nn.Module, str] = {}
+    for name, module in walk(network):
+        first.setdefault(module, name)
+    return [(name, module) for module, name in first.items()]
 
 
 def threshold_of(module: nn.Module) -> Tensor | None:

@@ -44,9 +44,10 @@ def state_kept(model: nn.Module) -> Iterator[None]:
 def quiet(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
     """Evaluation mode, without gradients unless asked; everything is put back on leaving, after errors too.
 
-    Parameters, their gradients, training flags, buffers, tensor attributes and random state are as before.
+    Parameters, their gradients, training flags, buffers, tensor attributes and random state are as before. Inference
+    mode is left for the time, because what is computed in it could not be used in training.
     """
-    with random_state_kept(), state_kept(model), torch.set_grad_enabled(grad):
+    with torch.inference_mode(False), random_state_kept(), state_kept(model), torch.set_grad_enabled(grad):
         model.eval()
         yield
 

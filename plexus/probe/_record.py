@@ -133,7 +133,8 @@ def record(
         if labels is None and seen and len(found) == len(seen):
             labels = torch.cat(found)
         checked = check_labels(labels, samples)
-    return store.close(samples, checked)
+    with torch.inference_mode(False):
+        return store.close(samples, checked)
 
 
 def stream(

@@ -8,7 +8,7 @@ from torch import nn
 
 from plexus import nn as px_nn
 from plexus import probe
-from plexus.errors import PlexusError, ShapeError, SiteError
+from plexus.errors import PlexusError, ShapeError, SiteError, UnsupportedError
 from plexus.units import Site
 
 
@@ -198,3 +198,11 @@ def test_bad_input():
         probe.health(px_nn.LIF(6), torch.zeros(4, 6))
     with pytest.raises(KeyError):
         probe.health(nn.Linear(3, 2), torch.zeros(2, 3))["nope"]
+    with pytest.raises(UnsupportedError, match="compiled"):
+        probe.health(torch.compile(nn.Linear(3, 2), backend="eager"), torch.zeros(2, 3))
+
+
+def test_wrappers_are_seen_through():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    wrapped = nn.DataParallel(net, device_ids=[])
+    assert [layer.name for layer in probe.health(wrapped, torch.randn(5, 3)).layers] == ["1"]

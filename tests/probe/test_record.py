@@ -218,6 +218,18 @@ def test_dropout_is_off_and_recorded_values_can_be_used_in_training():
     assert readout.weight.grad is not None
 
 
+def test_what_is_recorded_in_inference_mode_can_be_used_in_training():
+    model, x = mlp(), torch.randn(5, 4)
+    with torch.inference_mode():
+        record = probe.record(model, x, HIDDEN)
+        slope = probe.record(model, x, HIDDEN, grad=lambda output, batch: output.sum())
+        assert torch.is_inference_mode_enabled()
+    weight = torch.ones(6, requires_grad=True)
+    (record[HIDDEN] * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, record[HIDDEN].sum(0))
+    torch.testing.assert_close(slope[HIDDEN], model[2].weight.detach().sum(0).expand(5, 6))
+
+
 def test_no_batch_finds_the_state_that_another_left():
     class Leaky(nn.Module):
         def __init__(self):
