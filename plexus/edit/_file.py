@@ -21,6 +21,13 @@ __all__ = ["load", "save"]
 
 KIND, VERSION = "edit", 1
 _SOURCE = ("values", "sample", "position", "call")
+_NUMBERS: dict[str, tuple[set[str], ...]] = {
+    "scale": ({"factor"},),
+    "clamp": ({"value"}, {"low"}, {"high"}, {"low", "high"}),
+    "replace": ({"value"},),
+    "add": ({"amount"},),
+    "patch": (set(),),
+}
 
 
 def save(edit: Edit, path: str | os.PathLike[str]) -> Path:
@@ -105,4 +112,28 @@ def _step(index: int, entry: Any, tensors: dict[str, Tensor]) -> Step:
         columns = {name: at(f"source.{name}") for name in _SOURCE}
         source = {site: Source(*(columns[name][site] for name in _SOURCE)) for site in columns["values"]}
     basis = at("basis") if entry["basis"] else None
-    return Step(entry["operation"], neurons, numbers, entry["positions"], basis, source)
+    step = Step(entry["operation"], neurons, numbers, entry["positions"], basis, source)
+    if not _fits(step):
+        raise FormatError("the numbers of this edit do not fit its units", given=repr(Edit((step,))))
+    return step
+
+
+def _fits(step: Step) -> bool:
+    """Whether the numbers are those that the operation takes, as many as there are units."""
+    sizes, counts = step.neurons.sizes, step.neurons.counts
+    directions = {site: len(rows) for site, rows in (step.basis or {}).items()}
+    whole = all(
+        rows.dim() == 2 and rows.shape[1] == sizes[site] and bool(rows.isfinite().all())
+        for site, rows in (step.basis or {}).items()
+    )
+    for number in step.numbers.values():
+        for site, value in number.values.items():
+            units = counts[site] if number.compact else directions.get(site, sizes[site])
+            whole &= value.dim() == 0 or (value.dim() < 3 and len(value) == units)
+            whole &= value.is_floating_point() and not bool(value.isnan().any())
+    for site, source in (step.source or {}).items():
+        columns = source.sample, source.position, source.call
+        whole &= source.values.dim() in (2, 3) and source.values.shape[1] == sizes[site]
+        whole &= all(column.dim() == 1 and len(column) == len(source.values) for column in columns)
+        whole &= not any(column.is_floating_point() for column in columns) and not bool((source.sample < 0).any())
+    return whole and set(step.numbers) in _NUMBERS[step.name]

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from plexus.errors import DtypeError, FormatError, ShapeError, SiteError, UnknownNameError
+from plexus.errors import DtypeError, FormatError, RangeError, ShapeError, SiteError, UnknownNameError
 from plexus.units._files import read_tensors, write_tensors
 from plexus.units._rows import COLUMNS, How, Pool, Table, counted
 from plexus.units._shards import Shards
@@ -72,6 +72,8 @@ class Recording:
             rows = table[site]
             rows = rows if isinstance(rows, Table) else Table.of(rows)
             self._values[site], self._table[site] = _checked(site, value, rows), rows
+            if len(rows) and int(rows.sample.min()) < 0:
+                raise RangeError(f"the table of {site} names a negative sample", given=int(rows.sample.min()))
         seen = max((int(rows.sample.max()) + 1 for rows in self._table.values() if len(rows)), default=0)
         if samples is not None and samples < seen:
             raise ShapeError("the table names more samples than there are", given=seen, expected=samples)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -84,6 +85,28 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
         edit.load(tmp_path / "units.json")
     with pytest.raises(UnknownNameError):
         edit.load(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("change", ["short", "NaN", "another rank", "whole numbers", "missing"])
+def test_numbers_that_do_not_fit_are_refused(change: str, tmp_path: Path) -> None:
+    for name, value in edits().items():
+        with safe_open(edit.save(value, tmp_path / "good"), "pt") as file:
+            metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        for key, tensor in tensors.items():
+            damaged = {
+                "short": lambda t: t[:-1] if t.dim() else torch.zeros(7),
+                "NaN": lambda t: torch.full_like(t, torch.nan) if t.is_floating_point() else t.double(),
+                "another rank": lambda t: t[None, None, None],
+                "whole numbers": lambda t: t.long() if t.is_floating_point() else t.float(),
+                "missing": lambda t: None,
+            }[change](tensor)
+            if key.endswith(("source.values/0", "basis/0")) and change in ("NaN", "whole numbers", "short"):
+                continue  # recorded values may be of any kind, and fewer directions are an edit too
+            others = {k: t for k, t in tensors.items() if k != key}
+            save_file(others if damaged is None else {**others, key: damaged.clone()}, tmp_path / "bad", metadata)
+            with pytest.raises(FormatError):
+                edit.load(tmp_path / "bad")
+            assert len(edit.load(tmp_path / "good").steps) == len(value.steps), name
 
 
 def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plexus.errors import DtypeError, FormatError, ShapeError, SiteError, UnknownNameError
+from plexus.errors import DtypeError, FormatError, RangeError, ShapeError, SiteError, UnknownNameError
 from plexus.units import Recording, Table, UnwritableError
 from plexus.units._rows import HOW, Pool
 from plexus.units._shards import ShardWriter
@@ -120,6 +120,8 @@ def test_bad_recordings():
         Recording({A: torch.zeros(2, 0)}, {A: Table([0, 1])})
     with pytest.raises(ShapeError, match=r"\[row, unit"):
         Recording({A: torch.zeros(2)}, {A: Table([0, 1])})
+    with pytest.raises(RangeError, match="negative sample"):  # it would get the label of the last one
+        Recording({A: torch.zeros(2, 1)}, {A: Table([0, -1])}, labels=[0, 1])
     with pytest.raises(ShapeError, match="more samples"):
         Recording({A: torch.zeros(2, 1)}, {A: Table([0, 1])}, samples=1)
     with pytest.raises(DtypeError):
