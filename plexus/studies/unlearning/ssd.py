@@ -136,7 +136,7 @@ class SelectiveSynapticDampening(Study):
             "class: slack to 5 % left and 1.5 points lost on the others", slack, 8, 10, role="mechanism", at_least=0.0
         ),
         interval(
-            "class: accuracy after as much dampening at random, %",
+            "class: accuracy after as much dampening at random, the lower of two ways, %",
             lambda seed: min(seed["random"]["class_forget"], seed["random-layer"]["class_forget"]),
             role="mechanism",
             at_least=80.0,
@@ -218,7 +218,10 @@ class SelectiveSynapticDampening(Study):
         arms = {arm.name: arm for arm in self.arms if arm.overrides.get("grid")}
         first = {grid: next(name for name, arm in arms.items() if arm.overrides["grid"] == grid) for grid in GRID}
         budget = {name: len(GRID[arm.overrides["grid"]]) * (name in first.values()) for name, arm in arms.items()}
-        shared = "; ablations and nulls of `ssd` take its settings, none of their own was tried"
+        shared = (
+            "; ablations and nulls of `ssd` take its settings, none of their own was tried; settings that were "
+            "replaced in the grids of rivals while building are not counted"
+        )
         seeds = TUNING_SEEDS[: config.tuning_seeds]
         if not seeds:
             how = "smallest mean gap over ten tuning seeds on held-out training samples, found beforehand and frozen"
