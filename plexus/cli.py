@@ -363,9 +363,11 @@ def calibrate(
         _emit(result)
         return
     for kind, counts in result["counts"].items():
-        total = sum(counts.values())
+        studies = [item for item in result["studies"] if item["kind"] == kind]
+        right = sum(sum(item["as_expected"].values()) for item in studies)
         words = ", ".join(f"{count} {word}" for word, count in sorted(counts.items(), key=lambda item: -item[1]))
-        sys.stdout.write(f"{kind}: {total} studies, called: {words}\n")
+        answers = f"{len(studies)} studies, {sum(counts.values())} answers"
+        sys.stdout.write(f"{kind}: {answers}, {right} as expected: {words}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

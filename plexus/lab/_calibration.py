@@ -3,7 +3,7 @@
 The studies of `_planted` go through the same store, workers, statistics and verdicts as every other study. What is
 expected of a word: for a sham, and for an effect that is exactly the bar, nothing but `undecided`, save for the five in
 a hundred that a 95 % interval misses by construction; `holds here` for an effect well above the bar, `does not hold
-here` for one well below it.
+here` for one well below it. Each study asks both questions, of rivals that are drawn apart; both answers are counted.
 """
 
 from __future__ import annotations
@@ -81,18 +81,19 @@ def calibrate(
             entry = Entry(cls.name, cls.family, cls.__doc__ or "", cls.claim, cls.fidelity, source)
             run = run_study(entry, seeds=seeds, jobs=jobs, store=store, progress=counted, crew=crew)
             verdicts = judge_run(run).verdicts
+            words = {question: verdicts[question].word for question in QUESTIONS}
             results.append(
                 {
                     "name": cls.name,
                     "kind": cls.kind,
                     "truth": cls.truth,
-                    "question_words": {question: verdicts[question].word for question in QUESTIONS},
+                    "question_words": words,
                     "distances": {question: verdicts[question].distance for question in QUESTIONS},
-                    "as_expected": verdicts["mechanism"].word == EXPECTED[cls.kind],
+                    "as_expected": {question: word == EXPECTED[cls.kind] for question, word in words.items()},
                 }
             )
     counts = {
-        kind: dict(Counter(item["question_words"]["mechanism"] for item in results if item["kind"] == kind))
+        kind: dict(Counter(w for item in results if item["kind"] == kind for w in item["question_words"].values()))
         for kind in EXPECTED
     }
     row: Row = plain(

@@ -44,8 +44,9 @@ distances may be null where they do not exist (one seed, an exact check).
 `ledger/calibration.json` has kind "plexus calibration", version 1, and
 
     studies     [{name, kind: "sham" | "planted above" | "planted below" | "planted between", truth, question_words:
-                  {mechanism: word, advantage: word}, distances: {mechanism, advantage}, as_expected: bool}]
-    counts      {kind: {word of the mechanism question: number}}
+                  {mechanism: word, advantage: word}, distances: {mechanism, advantage},
+                  as_expected: {mechanism: bool, advantage: bool}}]
+    counts      {kind: {word: number}}       over the answers to both questions
     seeds, measured, commit, versions
 """
 
@@ -353,11 +354,11 @@ def synthetic_calibration() -> Row:
             "truth": 0.0,
             "question_words": {"mechanism": "undecided", "advantage": "undecided"},
             "distances": {"mechanism": 0.1 * i - 0.4, "advantage": 0.3 - 0.1 * i},
-            "as_expected": True,
+            "as_expected": {"mechanism": True, "advantage": True},
         }
         for i in range(8)
     ]
-    counts = {"sham": {"undecided": 8}}
+    counts = {"sham": {"undecided": 16}}
     return {
         "kind": CALIBRATION,
         "version": VERSION,

@@ -75,7 +75,7 @@ def show_verdicts(console: Console, rows: Sequence[Row], ledger: Mapping[str, Ro
         most = max(len(row["seeds"]) for row in known.values())
         console.print(
             f"[bright_black]The ledger's verdicts rest on up to {most} seeds. Fewer seeds give wider intervals, so "
-            "“undecided” here is no contradiction; plexus verify NAME runs as many.[/]",
+            "“undecided” beside another word is no contradiction; plexus verify NAME runs as many.[/]",
             soft_wrap=True,
         )
 

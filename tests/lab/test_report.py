@@ -109,6 +109,18 @@ def test_page_is_well_formed_and_has_a_place_for_every_study(tmp_path: Path, row
     assert labelled <= set(ids)
 
 
+def test_a_dot_leads_inside_its_row_so_that_a_browser_opens_it_without_a_script(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    page_of(tmp_path, rows)
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for row in rows:
+        (inside,) = re.findall(rf'<details class="study" data-slug="{row["slug"]}".*?</details>', text, re.DOTALL)
+        head, _, body = inside.partition("</summary>")
+        assert f'id="study-{row["slug"]}"' in body
+        assert "id=" not in head
+
+
 def test_page_asks_nothing_of_the_network(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     page = page_of(tmp_path, rows)
     for tag, attrs in page.tags:

@@ -75,9 +75,10 @@
 
   /* The study that the address names is open. */
   function reveal(move) {
-    let target = null;
-    try { target = document.getElementById(decodeURIComponent(location.hash.slice(1))); } catch { return; }
-    if (!target || !target.matches("details.study")) return;
+    let inside = null;
+    try { inside = document.getElementById(decodeURIComponent(location.hash.slice(1))); } catch { return; }
+    const target = inside && inside.closest("details.study");
+    if (!target) return;
     target.hidden = false;
     target.open = true;
     if (move) {
