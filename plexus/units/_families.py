@@ -66,6 +66,9 @@ def output_size(module: nn.Module) -> int | None:
     shape = getattr(module, "normalized_shape", None)
     if isinstance(shape, tuple) and shape:
         return int(shape[-1])
+    units = getattr(module, "units", None)
+    if isinstance(units, tuple) and units and type(units[0]) is int:
+        return units[0]
     for name in ("out_channels", "num_features", "num_channels", "embedding_dim", "embed_dim", "hidden_size", "units"):
         size = getattr(module, name, None)
         if type(size) is int:

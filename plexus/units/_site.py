@@ -284,7 +284,7 @@ class Site:
                 f"the tensor at site {self.path!r} does not have the axes of the site",
                 given=f"shape {tuple(x.shape)}",
                 expected=f"axes '{self.axes}'",
-                mend="pass axes=, e.g. sites(model, pattern, axes='b t u')",
+                mend="pass axes=, e.g. sites(model, pattern, axes='b t u'), or 't b u' where time comes first",
             )
         return axes
 

@@ -187,6 +187,8 @@ def test_spiking_layers_declare_themselves() -> None:
     net = nn.Sequential(nn.Linear(2, 3), Spiky())
     assert sites.spiking(net) == [Site("1", "t b u")]
     assert "3  neuron of Spiky" in repr(sites.spiking(net))
+    ours = px.nn.Sequential(px.nn.LIF(5), px.nn.LIF((4, 3)), px.nn.RecurrentLIF(6))
+    assert [line.split()[-4] for line in repr(sites.spiking(ours)).splitlines()[1:]] == ["5", "4", "6"]
     with pytest.raises(SiteError, match="no neuron layers"):
         sites.spiking(nn.Linear(2, 2))
 
