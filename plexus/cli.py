@@ -228,7 +228,9 @@ def verify(
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     out: Annotated[Path | None, typer.Option(help="Write this study's page, with its figures, to a file.")] = None,
+    here: Annotated[bool, typer.Option("--here", help="The last run on this store, in place of the ledger.")] = False,
     ledger: Ledger = None,
+    store: StorePlace = None,
     as_json: AsJson = False,
 ) -> None:
     """Claim, measured, verdict, figures of one study."""
@@ -236,9 +238,17 @@ def show(
 
     (entry,) = find(name)[:1]
     rows = _rows(ledger)
+    if here:
+        from plexus.lab._local import kept_rows
+        from plexus.lab._store import Store
+
+        rows = {row["slug"]: row for row in kept_rows(Store(store))}
+        if entry.slug not in rows:
+            raise UnknownNameError(f"this store holds no run of {entry.slug!r}", mend=f"plexus run {name}")
     if entry.slug not in rows and not as_json and out is None:
         sys.stdout.write(
-            f"{entry.slug}: {entry.title}\nclaim: {entry.claim}\nnot measured yet: plexus run {entry.slug}\n"
+            f"{entry.slug}: {entry.title}\nclaim: {entry.claim}\n"
+            f"not in the ledger yet: plexus run {name}, then plexus show {name} --here\n"
         )
         return
     row = _row_of(entry, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -273,6 +274,33 @@ def test_report_here_keeps_the_ledger_and_what_was_measured_here_apart(call, tmp
         "only measured here"
         not in (call("report", "--here", "--out", tmp_path / "r.html"), (tmp_path / "r.html").read_text())[1]
     )
+
+
+def test_show_here_shows_the_last_run_and_how_to_repeat_it(call, tmp_path):
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    file = folder / "synthetic_study.py"
+    file.write_text(FILE.read_text())
+    status, out, _ = call("show", file)
+    assert status == 0
+    assert "--here" in out
+    assert call("show", file, "--here")[0] == 2
+    assert call("run", file, "--scale", "smoke", "--seeds", 1, "--jobs", 1, "--set", "effect=0.0")[0] == 0
+    status, out, _ = call("show", file, "--here", "--json")
+    assert status == 0
+    arguments = shlex.split(json.loads(out)["command"])[1:]
+    assert str(file) in arguments
+    status, _, err = call(*arguments, "--json")
+    assert status == 0
+    assert "2 of them already in the store" in err
+    assert "one seed gives no interval" in call("show", file, "--here")[1]
+
+
+def test_verify_refuses_more_seeds_than_the_ledger_has(call, tmp_path):
+    write_row(tmp_path / "ledger", synthetic_row("synthetic-study", seeds=3))
+    status, out, err = call("verify", FILE, "--seeds", 4)
+    assert (status, out) == (2, "")
+    assert "--first-seed" in err
 
 
 def test_a_ledger_that_is_damaged_is_refused(call, tmp_path):
