@@ -128,6 +128,8 @@ def test_every_row_of_a_sample_has_its_label():
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
+        (["a", "b", "a", "b"], DtypeError, "cannot be read"),
+        ({"x": ["a"] * 4}, DtypeError, "cannot be read"),
         (None, ShapeError, "needs labels"),
         (torch.zeros(3), ShapeError, "do not match"),
         (torch.zeros(5), ShapeError, "do not match"),

@@ -109,13 +109,13 @@ def _as_concepts(labels: Labels, names: Sequence[str] | None) -> _Concepts:
     if isinstance(labels, Mapping):
         if not labels:
             raise ShapeError("there are no concepts", given="an empty mapping of labels")
-        members = {str(name): _binary(torch.as_tensor(value), f"labels {name!r}") for name, value in labels.items()}
+        members = {str(name): _binary(_tensor(value), f"labels {name!r}") for name, value in labels.items()}
         if len({len(member) for member in members.values()}) > 1:
             raise ShapeError(
                 "the labels of the concepts differ in number", given={n: len(m) for n, m in members.items()}
             )
         return _Concepts(members, len(next(iter(members.values()))), True)
-    labels = torch.as_tensor(labels).cpu()
+    labels = _tensor(labels)
     if labels.dim() == 2:
         titles = _titles(names, labels.shape[1])
         return _Concepts(
@@ -145,8 +145,14 @@ def _titles(names: Sequence[str] | None, count: int) -> list[str]:
     return [str(name) for name in names]
 
 
+def _tensor(labels: object) -> Tensor:
+    try:
+        return torch.as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DtypeError("labels cannot be read as a tensor of numbers", given=type(labels).__name__) from error
+
+
 def _binary(labels: Tensor, what: str) -> Tensor:
-    labels = labels.cpu()
     if labels.dim() != 1:
         raise ShapeError(f"{what} have the wrong shape", given=tuple(labels.shape), expected="[sample]")
     if not bool(((labels == 0) | (labels == 1)).all()):
