@@ -9,7 +9,7 @@ from plexus.lab._ledger import Row
 from plexus.lab._report_rows import QUESTIONS, SYMBOL, Ledger, colour, in_order
 from plexus.lab._report_words import bar_words, duration, interval_words, like
 
-SAME, FEWER, OTHER = "as in the ledger", "undecided on fewer seeds", "another answer"
+SAME, FEWER, OTHER = "as in the ledger", "less sure, on fewer seeds", "another answer"
 
 
 def here_views(ledger: Ledger) -> dict[str, dict[str, Any]]:
@@ -49,7 +49,8 @@ def _seeds(seeds: list[int]) -> str:
 def _question(question: str, row: Row, old: Row | None) -> dict[str, Any]:
     now = row["verdicts"][question]
     then = None if old is None else old["verdicts"][question]["word"]
-    fewer = old is not None and len(row["seeds"]) < len(old["seeds"]) and now["word"] == "undecided"
+    weaker = now["word"] == "undecided" or (then, now["word"]) == ("holds here", "holds in part")
+    fewer = old is not None and len(row["seeds"]) < len(old["seeds"]) and weaker
     agrees = "not in the ledger" if then is None else SAME if then == now["word"] else FEWER if fewer else OTHER
     return {"question": question, "then": _chip(then), "now": _chip(now["word"]), "agrees": agrees,
             "reason": now["reason"]}  # fmt: skip

@@ -52,30 +52,34 @@ def show_list(console: Console, entries: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_verdicts(console: Console, rows: Sequence[Row], ledger: Mapping[str, Row] | None = None) -> None:
-    """The table of verdicts of some runs, what broke, and what the ledger says of the same studies."""
+    """The table of verdicts of some runs beside what the ledger says of the same studies, then why."""
     known = {row["slug"]: ledger[row["slug"]] for row in rows if ledger and row["slug"] in ledger}
     beside = ["the ledger says"] if known else []
-    table = Table(
-        "study", "scale", "seeds", "mechanism", *beside, "advantage", *beside, "why", box=None, pad_edge=False
-    )
+    table = Table("study", "question", "this run", *beside, box=None, pad_edge=False)
+    reasons = []
     for row in rows:
-        verdicts = [row["verdicts"][question] for question in QUESTIONS]
-        why = "; ".join(
-            dict.fromkeys(verdict["reason"] for verdict in verdicts if verdict["reason"] and verdict["check"])
-        )
-        words = []
-        for question, verdict in zip(QUESTIONS, verdicts, strict=True):
-            words.append(word(verdict["word"]))
-            if known:
-                old = known.get(row["slug"])
-                words.append("–" if old is None else word(old["verdicts"][question]["word"]))
-        table.add_row(f"[bold]{escape(row['slug'])}[/]", row["scale"], str(len(row["seeds"])), *words, escape(why))
+        count = len(row["seeds"])
+        names = [
+            f"[bold]{escape(row['slug'])}[/]",
+            f"[bright_black]{row['scale']}, {count} seed{'' if count == 1 else 's'}[/]",
+        ]
+        for name, question in zip(names, QUESTIONS, strict=True):
+            verdict, old = row["verdicts"][question], known.get(row["slug"])
+            told = "–" if old is None else word(old["verdicts"][question]["word"])
+            table.add_row(name, question, word(verdict["word"]), *([told] if known else []))
+            if verdict["reason"] and verdict["check"]:
+                reasons.append(f"{row['slug']}, {question}: {verdict['word']}, {verdict['reason']}")
     console.print(table)
+    if reasons:
+        console.print()
+    for line in reasons:
+        console.print(f"[bright_black]{escape(line)}[/]", highlight=False, soft_wrap=True)
     if any(len(row["seeds"]) < len(known[row["slug"]]["seeds"]) for row in rows if row["slug"] in known):
         most = max(len(row["seeds"]) for row in known.values())
         console.print(
-            f"[bright_black]The ledger's verdicts rest on up to {most} seeds. Fewer seeds give wider intervals, so "
+            f"\n[bright_black]The ledger's verdicts rest on up to {most} seeds. Fewer seeds give wider intervals, so "
             "“undecided” beside another word is no contradiction; plexus verify NAME runs as many.[/]",
+            highlight=False,
             soft_wrap=True,
         )
 

@@ -19,8 +19,9 @@ from plexus.errors import PlexusError
 from plexus.lab._figures import COLOURS, Strip, extent, strip, style, ticks
 from plexus.lab._ledger import synthetic_calibration, synthetic_row, write_json, write_row
 from plexus.lab._report import write_report
+from plexus.lab._report_here import here_views
 from plexus.lab._report_map import Dot, claims_map
-from plexus.lab._report_rows import distances, dots, header, load, overall, summary
+from plexus.lab._report_rows import Ledger, distances, dots, header, load, overall, summary
 from plexus.lab._report_words import mean_half, number
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -427,3 +428,23 @@ def test_rows_are_not_changed_by_looking_at_them(tmp_path: Path, rows: list[dict
     before = copy.deepcopy(rows)
     page_of(tmp_path, rows)
     assert rows == before
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "seeds", "said"),
+    [
+        ("holds here", "holds here", 3, "as in the ledger"),
+        ("holds here", "undecided", 3, "less sure, on fewer seeds"),
+        ("holds here", "holds in part", 3, "less sure, on fewer seeds"),
+        ("holds here", "undecided", 10, "another answer"),
+        ("does not hold here", "holds in part", 3, "another answer"),
+        ("holds here", "does not hold here", 3, "another answer"),
+    ],
+)
+def test_a_run_here_is_compared_with_the_ledger(then: str, now: str, seeds: int, said: str) -> None:
+    here = synthetic_row("one", mechanism=now, seeds=seeds)
+    view = here_views(Ledger((synthetic_row("one", mechanism=then),), None, (), (here,)))["one"]
+    assert view["questions"][0]["agrees"] == said
+    assert view["seeds"].startswith(f"{seeds} seeds, 100 to ")
+    alone = here_views(Ledger((), None, (), (here,)))["one"]
+    assert alone["questions"][0]["then"] is None
