@@ -211,13 +211,13 @@ def test_an_interrupted_run_stops_cleanly_and_continues_later(number, store_fold
 def test_what_stops_a_run_waits_until_a_worker_has_been_started_whole():
     """Another thread may be handed the signal, whatever the main thread blocks."""
     done, reached = threading.Event(), False
-    threading.Thread(target=done.wait).start()
+    other = threading.Thread(target=done.wait)
+    other.start()
     before = signal.getsignal(signal.SIGINT)
     try:
         with quiet_start():
-            os.kill(os.getpid(), signal.SIGINT)
-            for _ in range(1000):
-                pass
+            signal.pthread_kill(other.ident, signal.SIGINT)
+            done.wait(0.1)
             reached = True
         pytest.fail("the signal was lost")
     except KeyboardInterrupt:
