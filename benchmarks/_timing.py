@@ -20,12 +20,22 @@ def once(function: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * MILLISECONDS
 
 
+def settled(function: Callable[[], object]) -> float:
+    """Milliseconds of a call that follows another of its kind, after the threads of whoever ran before went to sleep.
+
+    OpenMP's threads spin for some milliseconds after their work; in the next process they would be an opponent.
+    """
+    time.sleep(0.1)
+    function()
+    return once(function)
+
+
 def copy_time(elements: int) -> Callable[[], float]:
     """A clock for copying a float32 tensor of that many elements onto another: one read and one write of each."""
     import torch
 
     source, target = torch.rand(elements), torch.empty(elements)
-    return lambda: once(lambda: target.copy_(source))
+    return lambda: settled(lambda: target.copy_(source))
 
 
 def peak_memory(function: Callable[[], object]) -> float | None:

@@ -3,9 +3,9 @@
     python benchmarks/lif.py [--json] [--rounds 15] [--threads 2] [--peers .venv-peers]
 
 A layer of neurons with decay 0.9, hard reset and the arctan surrogate, float32. Each round times every contender
-once, so that what disturbs the machine disturbs all; ratios are of medians. The floor of forward is one read of the
+so that what disturbs the machine disturbs all; ratios are of medians. The floor of forward is one read of the
 input and one write of the spikes; forward and backward read the input twice (it is what is saved) and the gradient
-once, and write spikes and gradient: five tensors at copy bandwidth. Peers run in their own environment (`make
+and write spikes and gradient: five tensors at copy bandwidth. Peers run in their own environment (`make
 peers`); those that are not there are left out.
 """
 
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 import torch
-from _timing import copy_time, emit, note, once, peak_memory, summary
+from _timing import copy_time, emit, note, peak_memory, settled, summary
 
 import plexus as px
 
@@ -89,7 +89,7 @@ def compare(mode: str, shape: tuple[int, ...], peers: Peers, rounds: int) -> dic
     memory: dict[str, float | None] = {"plexus": peak_memory(call)}
     for _ in range(rounds):
         times["copy"].append(copy())
-        times["plexus"].append(once(call))
+        times["plexus"].append(settled(call))
         for name in PEERS if peers.process else ():
             if name in errors:
                 continue

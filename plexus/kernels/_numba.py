@@ -14,8 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +27,7 @@ from torch import Tensor
 from plexus.kernels._frame import Dynamics, Options, options_from
 from plexus.kernels._memory import empty
 from plexus.kernels._source import CHUNK, source
+from plexus.kernels._threads import run_parts
 
 __all__ = ["backward", "cache_folder", "forward"]
 
@@ -71,36 +71,11 @@ def _module(dynamics: Dynamics, key: str, dtype: str, uniform: bool, learn: bool
     return module
 
 
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
-
-
-def _forget_pool() -> None:
-    global _pool, _pool_size
-    _pool, _pool_size = None, 0
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
-
-
-def _workers(count: int) -> ThreadPoolExecutor:
-    global _pool, _pool_size
-    if _pool is None or _pool_size < count:
-        _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="plexus-kernel"), count
-    return _pool
-
-
 def _spread(kernel: Callable[..., None], arguments: tuple[Any, ...], total: int, steps: int) -> None:
     """Run the kernel over all columns: on several threads where there is enough to do."""
     threads = max(1, min(torch.get_num_threads(), total * steps // _WORTH))
     edges = [min(total, -(-total * k // threads) // 64 * 64) for k in range(threads)] + [total]
-    parts = [(a, b) for a, b in pairwise(edges) if a < b]
-    others = [_workers(threads - 1).submit(kernel, *arguments, a, b) for a, b in parts[1:]]
-    for a, b in parts[:1]:
-        kernel(*arguments, a, b)
-    for other in others:
-        other.result()
+    run_parts([partial(kernel, *arguments, a, b) for a, b in pairwise(edges) if a < b])
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:
