@@ -28,7 +28,7 @@ demo: $(STAMP)
 	@$(BIN)/plexus report --out report.html
 	@echo "— measuring again on this machine: $(DEMO_SEEDS) seeds that the ledger has not used; Ctrl-C stops, make demo continues —"
 	@status=0; \
-	$(BIN)/plexus run $(STUDIES) --scale full --seeds $(DEMO_SEEDS) --first-seed 100 --jobs $(JOBS) || status=$$?; \
+	$(BIN)/plexus run $(STUDIES) --scale full --tuning ledger --seeds $(DEMO_SEEDS) --first-seed 100 --jobs $(JOBS) || status=$$?; \
 	$(BIN)/plexus report --here --out report.html && exit $$status
 	@echo "open report.html: the ledger, and beside it what was measured here"
 

@@ -121,18 +121,21 @@ def run(
     confirm: Annotated[
         bool, typer.Option(help="Run the confirming seeds at full scale, and write the ledger.")
     ] = False,
+    tuning: Annotated[str, typer.Option(help="own: tune here. ledger: take over what the ledger's run chose.")] = "own",
     as_json: AsJson = False,
 ) -> None:
     """Run studies: what is not in the store yet."""
     from plexus.lab._catalogue import find_all, load
-    from plexus.lab._command import Request, measure, named, words_of
+    from plexus.lab._command import Request, measure, named, tuning_of, words_of
     from plexus.lab._files import writable
     from plexus.lab._frozen import confirming_seeds, frozen, refuse_unfrozen
     from plexus.lab._ledger import ledger_folder, write_row
     from plexus.lab._settings import parse_settings
     from plexus.lab._store import Store
 
-    if confirm and (set_ or scale != "full" or seeds != 10 or first_seed):
+    if tuning not in ("own", "ledger"):
+        raise UnknownNameError.among("tuning", tuning, ("own", "ledger"))
+    if confirm and (set_ or scale != "full" or seeds != 10 or first_seed or tuning != "own"):
         raise RangeError(
             "--confirm fixes the seeds, the scale and the settings", mend="leave --set, --scale and --seeds out"
         )
@@ -145,7 +148,8 @@ def run(
         chosen: Sequence[int] = range(first_seed, first_seed + seeds)
         if confirm and ice is not None:
             chosen = confirming_seeds(entry.slug, ice.commit, study.seeds)
-        requests.append(Request(entry, called[entry.slug], scale, tuple(chosen), overrides, ice, confirm))
+        taken = tuning_of(_row_of(entry, _rows(ledger)), entry, scale) if tuning == "ledger" else None
+        requests.append(Request(entry, called[entry.slug], scale, tuple(chosen), overrides, ice, confirm, taken))
     own = any(entry.source.is_file for entry in entries) and "PLEXUS_LEDGER" not in os.environ
     target = writable(ledger or (Path("ledger") if own else ledger_folder())) if confirm else None
     place, rows = Store(store), []

@@ -196,6 +196,16 @@ def test_confirm_writes_the_ledger_and_verify_compares_with_it(call, tmp_path):
     status, out, _ = call("verify", study, "--first-seed", 100, "--seeds", 3, "--json")
     assert status == 0
     assert json.loads(out)[0]["agrees"] is True
+    status, out, err = call("run", study, "--tuning", "ledger", "--first-seed", 100, "--seeds", 2, "--json")
+    assert status == 0, err
+    assert json.loads(out)[0]["tuning"] == {"note": "chosen by the ledger's run", "seconds": 0.0}
+    assert [arm["tuned"] for arm in json.loads(out)[0]["arms"]] == [arm["tuned"] for arm in row["arms"]]
+    status, _, err = call("run", study, "--tuning", "ledger", "--scale", "smoke")
+    assert status == 2
+    assert "tuned at another scale" in err
+    status, _, err = call("run", study, "--tuning", "legder")
+    assert status == 2
+    assert "did you mean 'ledger'" in err
     status, out, _ = call("show", study)
     assert status == 0
     assert "The method adds one." in out
@@ -211,6 +221,10 @@ def test_confirm_writes_the_ledger_and_verify_compares_with_it(call, tmp_path):
     status, _, err = call("run", study, "--confirm")
     assert status == 2
     assert "differs from its committed form" in err
+    study.write_text(FILE.read_text().replace("adds one", "adds a one") + "\nEXTRA = 1\n")
+    status, _, err = call("run", study, "--tuning", "ledger")
+    assert status == 2
+    assert "has changed since the ledger's run" in err
 
 
 def test_list_shows_every_study(call):

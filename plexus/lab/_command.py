@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from plexus.errors import PlexusError
 from plexus.lab._catalogue import Entry, find
+from plexus.lab._code import file_hash
 from plexus.lab._crew import BrokenStudy
 from plexus.lab._frozen import Frozen, frozen
 from plexus.lab._ledger import Row
@@ -17,6 +19,7 @@ from plexus.lab._progress import Bars
 from plexus.lab._row import differences, make_row
 from plexus.lab._runner import run_study
 from plexus.lab._store import Store
+from plexus.lab._study import Tuning
 from plexus.lab._verdict import QUESTIONS
 
 
@@ -31,6 +34,7 @@ class Request:
     overrides: Mapping[str, Any]
     frozen: Frozen | None
     confirm: bool = False
+    tuning: Tuning | None = None
 
 
 def named(names: Sequence[str]) -> dict[str, str]:
@@ -53,8 +57,30 @@ def words_of(request: Request, settings: Sequence[str] = ()) -> str:
         parts.append("--confirm")
     else:
         parts.append(f"--scale {request.scale} --seeds {len(request.seeds)} --first-seed {request.seeds[0]}")
+    parts += ["--tuning ledger"] if request.tuning is not None else []
     parts += [f"--set {shlex.quote(item)}" for item in settings]
     return " ".join(parts)
+
+
+def tuning_of(row: Row, entry: Entry, scale: str) -> Tuning:
+    """What the ledger's run of a study chose, for a run that does not tune again.
+
+    Raises:
+        PlexusError: the ledger's run was at another scale, or the study has changed since, so that what it chose may
+            not be what the study would choose.
+    """
+    if row["scale"] != scale:
+        raise PlexusError(
+            f"the ledger's run of {entry.slug} tuned at another scale", given=scale, expected=row["scale"]
+        )
+    if row["study_hash"] != file_hash(entry.source.path):
+        raise PlexusError(
+            f"{entry.slug} has changed since the ledger's run, so what that run chose is not taken over",
+            mend="leave --tuning ledger out",
+        )
+    chosen = {arm["name"]: arm["tuned"] for arm in row["arms"] if arm["tuned"]}
+    budget = {arm["name"]: arm["budget"] for arm in row["arms"] if arm["budget"] is not None}
+    return Tuning(chosen, budget, "chosen by the ledger's run")
 
 
 def measure(request: Request, command: str, *, jobs: int | None, store: Store) -> Row | None:
@@ -70,6 +96,7 @@ def measure(request: Request, command: str, *, jobs: int | None, store: Store) -
                 jobs=jobs,
                 store=store,
                 progress=bars,
+                tuning=request.tuning,
             )
     except BrokenStudy as error:
         sys.stderr.write(f"{slug} is broken: {error}\n")

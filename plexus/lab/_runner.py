@@ -26,7 +26,7 @@ from plexus.lab._progress import Progress, Silent
 from plexus.lab._run import Broken, Run
 from plexus.lab._settings import from_json
 from plexus.lab._store import Store, Trial
-from plexus.lab._study import Study
+from plexus.lab._study import Study, Tuning
 from plexus.lab._trial import check_seed
 from plexus.lab._worker import Job, Report, Task, tuning_key
 
@@ -44,6 +44,7 @@ def run_study(
     store: Store | None = None,
     progress: Progress | None = None,
     crew: Crew | None = None,
+    tuning: Tuning | None = None,
 ) -> Run:
     """Run all trials of a study that the store does not hold yet, and return them all.
 
@@ -56,6 +57,7 @@ def run_study(
         store: default the one of the working directory.
         progress: who is told.
         crew: workers to use and to leave running, for several studies of one module.
+        tuning: settings chosen before, in place of tuning here.
 
     Raises:
         DtypeError, RangeError: a seed is not an integer, is negative or comes twice; `jobs` is below 1;
@@ -82,7 +84,10 @@ def run_study(
     pool = _Pool(run, store, progress or Silent(), jobs or cores(), crew or Crew())
     with _terminable():
         try:
-            pool.tune()
+            if tuning is None:
+                pool.tune()
+            else:
+                run.tuning, run.tuning_seconds = tuning, 0.0
             pool.trials()
         finally:
             pool.close(keep=crew is not None)
