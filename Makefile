@@ -5,7 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
-DEMO_SEEDS ?= 3
+DEMO_SEEDS ?= 4
+AGAIN  := --scale full --tuning ledger --first-seed 100 --jobs $(JOBS)
 STUDIES := ssd adaptive-gain-control ei-adaptive-reservoir
 
 .PHONY: help demo test lint types layers unit smoke docs bench peers ledger clean
@@ -26,9 +27,10 @@ demo: $(STAMP)
 	@echo "— the ledger as shipped: what each study found on ten seeds that follow from its frozen bars —"
 	@$(BIN)/plexus list
 	@$(BIN)/plexus report --out report.html
-	@echo "— measuring again on this machine: $(DEMO_SEEDS) seeds that the ledger has not used; Ctrl-C stops, make demo continues —"
+	@echo "— measuring again on this machine, with the ledger's settings, on a few seeds that it has not used (Ctrl-C stops, make demo continues) —"
 	@status=0; \
-	$(BIN)/plexus run $(STUDIES) --scale full --tuning ledger --seeds $(DEMO_SEEDS) --first-seed 100 --jobs $(JOBS) || status=$$?; \
+	$(BIN)/plexus run adaptive-gain-control ei-adaptive-reservoir $(AGAIN) --seeds $(DEMO_SEEDS) || status=$$?; \
+	$(BIN)/plexus run ssd $(AGAIN) --seeds 2 || status=$$?; \
 	$(BIN)/plexus report --here --out report.html && exit $$status
 	@echo "open report.html: the ledger, and beside it what was measured here"
 
