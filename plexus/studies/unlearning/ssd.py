@@ -91,8 +91,8 @@ class SelectiveSynapticDampening(Study):
         "Scattered samples are 3 % of the digits (40 samples), as 1 % would be 13; on MNIST 1 %.",
         "The document in a language model is a request of ours.",
         "Baselines get the gradients of one epoch, what importances of all data cost; UNSIR gets two, and its noise.",
-        "A class is forgotten wholly or hardly at all, so the primary checks count seeds. A first confirming run judged "
-        "them by the mean over seeds: the intervals were 80 points wide, and both questions stayed undecided.",
+        "A class is forgotten wholly or hardly at all, so the primary checks count seeds. A first confirming run "
+        "judged them by the mean over seeds: the intervals were 80 points wide, and both questions stayed undecided.",
     )
     Config = Config
     scales: ClassVar = {
