@@ -20,6 +20,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from plexus.errors import PlexusError, RangeError
@@ -149,7 +150,26 @@ def main() -> None:
     """Print the modules that importing one study loads, as JSON; runs in a fresh process."""
     source = Source(**json.loads(sys.argv[1]))
     import_study_module(source)
+    _load_rooms_by_name(source)
     print("\n" + json.dumps(relevant_modules(source)))
+
+
+def _load_rooms_by_name(source: Source) -> None:
+    """Load all of a room that the study, or a module of its own, holds by name (`from plexus.learn import unlearning`).
+
+    Rooms load lazily. Without this every arm that uses another part of the room would change the key of the study, and
+    what its arms share would be prepared again.
+    """
+    family = Path(source.path).parent
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if path is None or Path(path).parent != family:
+            continue
+        for room in list(vars(module).values()):
+            name = getattr(room, "__name__", "")
+            if isinstance(room, ModuleType) and hasattr(room, "__path__") and name.count(".") > 1:
+                for public in dir(room):
+                    getattr(room, public)
 
 
 def discover(source: Source) -> dict[str, str]:
