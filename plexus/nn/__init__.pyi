@@ -17,3 +17,8 @@ from ._initialise import fluctuation_driven_ as fluctuation_driven_
 from ._initialise import init_firing_ as init_firing_
 from . import models as models
 from . import reservoirs as reservoirs
+from .neurons import SignedIF as SignedIF
+from .neurons import SignedIFState as SignedIFState
+from ._conversion import QuantisedReLU as QuantisedReLU
+from ._conversion import convert_quantised as convert_quantised
+from ._conversion import quantise_activations as quantise_activations
