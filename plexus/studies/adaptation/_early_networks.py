@@ -66,16 +66,15 @@ def parts(config: Config, seed: int) -> tuple[Labelled, Labelled, Labelled]:
 
 
 def _words(config: Config) -> tuple[Labelled, Labelled]:
-    """Spoken digits as log-mel frames of 20 ms, `[word, time, band]`, scaled by the training part; long ones are cut."""
+    """Spoken digits as log-mel frames of 20 ms, `[word, time, band]`, bands standardised; long words are cut."""
     found = []
     for part in spoken_digits().split():
         frames = [log_mel(sound, frame=32.0, hop=20.0, bands=24) for sound in part.audio]
         silent = torch.full((config.steps, 24), float(min(f.min() for f in frames)))
         x = torch.stack([torch.cat([f, silent])[: config.steps] for f in frames])
         found.append(Labelled(x, part.labels, "spoken digits"))
-    middle, spread = float(found[0].x.mean()), float(found[0].x.std())
-    low, high = middle - 2 * spread, middle + 2 * spread
-    return tuple(Labelled(((d.x - low) / (high - low)).clamp(0, 1), d.y, d.name) for d in found)  # type: ignore[return-value]
+    middle, spread = found[0].x.mean((0, 1)), found[0].x.std((0, 1))
+    return tuple(Labelled((d.x - middle) / (2 * spread), d.y, d.name) for d in found)  # type: ignore[return-value]
 
 
 def drive(config: Config, network: str, x: Tensor, source: torch.Generator) -> Tensor:
@@ -136,5 +135,6 @@ def run(config: Config, network: str, model: Sequential, data: Labelled, source:
 
 
 def noisy(data: Labelled, share: float, source: torch.Generator) -> Labelled:
-    """The samples with Gaussian noise, kept within [0, 1]."""
-    return Labelled((data.x + share * torch.randn(data.x.shape, generator=source)).clamp(0, 1), data.y, data.name)
+    """The samples with Gaussian noise; images are kept within [0, 1]."""
+    x = data.x + share * torch.randn(data.x.shape, generator=source)
+    return Labelled(x.clamp(0, 1) if data.x.dim() == 4 else x, data.y, data.name)
