@@ -44,9 +44,10 @@ def test_policies_cost_what_they_say(runs: dict[str, Run]) -> None:
     found = {arm.name: policy(setting(arm.name), runs) for arm in study.arms}
     assert found["full length"]["steps"] == 16
     assert found["full length"]["share of spikes"] == pytest.approx(1.0)
-    for name in ("dynamic", "entropy", "margin", "averaged"):
-        assert found["oracle"]["steps"] <= found[name]["steps"] < 0.8 * found["best fixed"]["steps"]
+    for name in ("dynamic", "entropy", "margin"):
+        assert found["oracle"]["steps"] <= found[name]["steps"] < 0.6 * found["best fixed"]["steps"]
         assert found[name]["share of spikes"] == pytest.approx(found[name]["steps"] / 16)  # one spike per step here
+    assert found["dynamic"]["steps"] < found["averaged"]["steps"]  # confidence of a mean does not grow with evidence
     assert found["random exit"]["steps"] == found["dynamic"]["steps"]
     assert found["random exit"]["accuracy"] < found["dynamic"]["accuracy"] - 1
     assert found["oracle"]["accuracy"] >= max(found[name]["accuracy"] for name in ("dynamic", "full length"))
