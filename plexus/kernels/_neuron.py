@@ -14,7 +14,8 @@ A new model is its `step` and `adjoint` (see `_frame`), a state, and a function 
         return _neuron(x, state, numbers, surrogate=surrogate, smooth=smooth, port=port, recurrent=recurrent,
                        backend=backend)
 
-A module whose `forward(x, state=None, recurrent=None)` hands `recurrent` on to that function can stand in `nn.Recurrent`.
+A module whose `forward(x, state=None, *, recurrent=None)` hands `recurrent` on to that function runs fused inside
+`nn.Recurrent`; without that it runs there step by step.
 """
 
 from __future__ import annotations
@@ -223,7 +224,8 @@ def recurrent_weights(
         )
     units = math.prod(x.shape[2:])
     nothing = x.new_zeros(0)
-    weights, places = [], []
+    weights: list[Tensor] = []
+    places: list[Tensor] = []
     for weight in listed:
         values = nothing if weight is None else weight if isinstance(weight, Tensor) else weight.values
         found = (nothing.long(), nothing.long()) if not isinstance(weight, SparseWeight) else tuple(weight)[1:]

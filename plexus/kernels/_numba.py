@@ -109,7 +109,7 @@ def prepare(
     learn: bool = False,
     write: Callable[..., str] = source,
 ) -> tuple[ModuleType, Options, list[np.ndarray[Any, Any]], int]:
-    """The compiled module, its options, the numbers that it uses, and the number of units (1 if the numbers are uniform)."""
+    """The compiled module, its options, the numbers that it uses, and how many units they tell apart."""
     o = options_from(dynamics, options)
     used = [column for name, column in zip(dynamics.columns, columns, strict=True) if name in dynamics.used(o)]
     uniform = all(column.numel() == 1 for column in used)

@@ -43,6 +43,7 @@ class Steps:
         self.dynamics, self.module, self.total, self.learn = dynamics, module, like.numel(), learn
         self.carried = dynamics.carried(self.o)
         self._like = like
+        self._passed: dict[str, Tensor] = {}
         self._chunks = -(-self.total // CHUNK)
         self._scratch = np.empty((self._chunks, max(1, module.SECTIONS) * CHUNK), flat(like[:0]).dtype)
         uniform = all(number.size == 1 for number in used)
@@ -74,8 +75,10 @@ class Steps:
 
     def turn(self, grad_states: Sequence[Tensor]) -> None:
         """Set out backwards from the gradients of the last states."""
-        real = [g for name, g in zip(self.dynamics.states, grad_states, strict=True) if name in self.carried]
-        self._run(self.module.turn, *map(flat, real))
+        named = dict(zip(self.dynamics.states, grad_states, strict=True))
+        self._run(self.module.turn, *(flat(g) for name, g in named.items() if name in self.carried))
+        # a state that no equation reads comes out as it went in
+        self._passed = {n: g for n, g in named.items() if n not in self.carried and n != self.dynamics.echo}
 
     def retreat(self, rows: Sequence[Any], grad: Any, d_rows: Sequence[Any], kept: Any) -> None:
         """One step backwards."""
@@ -85,6 +88,7 @@ class Steps:
         """The gradients of the first states, and of each parameter as one number per column."""
         used = self.dynamics.used(self.o)
         states = {name: self._fresh(name in self.carried) for name in self.dynamics.states}
+        states.update({name: g.clone() for name, g in self._passed.items()})
         numbers = {name: self._fresh(name in used) for name in self.dynamics.parameters} if self.learn else {}
         found = [g for name, g in states.items() if name in self.carried]
         found += [g for name, g in numbers.items() if name in used]

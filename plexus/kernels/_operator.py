@@ -52,7 +52,7 @@ BACKENDS: dict[str, Backend] = {
 
 
 def out_of_reach(tensors: Sequence[Tensor]) -> bool:
-    """Does something watch that no operator can tell its derivatives: a `torch.func` transform or a forward-mode tangent?"""
+    """Is there a `torch.func` transform or a forward-mode tangent, for which an operator has no rule?"""
     if torch.compiler.is_compiling():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -87,8 +87,7 @@ def filled_grads(
 def summed_over_samples(found: Sequence[Tensor], columns: Sequence[Tensor]) -> list[Tensor | None]:
     """Gradients of the parameters from one number per column; None for the settings after them."""
     sums: list[Tensor | None] = [
-        g.sum().reshape(1) if column.numel() == 1 else g.reshape(-1, column.numel()).sum(0)
-        for g, column in zip(found, columns, strict=False)
+        g.sum().reshape(1) if column.numel() == 1 else g.sum(0) for g, column in zip(found, columns, strict=False)
     ]
     return sums + [None] * (len(columns) - len(sums))
 
@@ -234,5 +233,5 @@ class Operator:
         d_memory: list[Tensor | None] = [*d_states, *(None for _ in d.counters)]
         return d_inputs, d_memory, summed_over_samples(d_columns if ctx.learn else [], columns), None, None
 
-    def _eagerly(self, ctx: Any, *groups: list[Tensor]) -> tuple[Tensor, ...]:
-        return self.eager(*groups, ctx.constants, ctx.options)
+    def _eagerly(self, ctx: Any, *groups: Any) -> tuple[Tensor, ...]:
+        return self.eager(*groups, constants=ctx.constants, options=ctx.options)

@@ -181,5 +181,5 @@ class RecurrentOperator:
         d_weights = [g if wanted else None for g, wanted in zip(d_weights, ctx.learn_weights, strict=True)]
         return d_inputs, d_memory, learnt, d_weights, nothing, None, None, None
 
-    def _eagerly(self, ctx: Any, places: list[Tensor], *groups: list[Tensor]) -> tuple[Tensor, ...]:
-        return self.eager(*groups, places, ctx.constants, ctx.options)
+    def _eagerly(self, ctx: Any, places: list[Tensor], *groups: Any) -> tuple[Tensor, ...]:
+        return self.eager(*groups, places=places, constants=ctx.constants, options=ctx.options)

@@ -19,8 +19,10 @@ def steps_source(dynamics: Dynamics, o: Options, dtype: str, uniform: bool, lear
 
 
 class _Steps(Loops):
-    """Writes `begin`, `advance` and `finish`, and for the way back `again` (the step, keeping what was before it), `turn`,
-    `retreat` (the adjoint of a step) and `arrive`."""
+    """Writes `begin`, `advance`, `finish`, and for the way back `again`, `turn`, `retreat`, `arrive`.
+
+    `again` is `advance` that keeps what was before the step; `retreat` is the adjoint of a step.
+    """
 
     def text(self) -> str:
         text = f"SECTIONS = {len(self.sections)}\n" + self.forward_row() + self.backward_rows()
