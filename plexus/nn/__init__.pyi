@@ -18,3 +18,4 @@ from ._initialise import init_firing_ as init_firing_
 from . import models as models
 from . import reservoirs as reservoirs
 from .neurons import Recurrent as Recurrent
+from ._recompute import recompute as recompute
