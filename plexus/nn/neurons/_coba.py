@@ -73,6 +73,7 @@ class COBA(NeuronLayer):
     """
 
     neuron = Neuron(COBA_DYNAMICS, COBAState)
+    biophysical = True
     learnable = ("tau_mem", "tau_exc", "tau_inh", "e_exc", "e_inh", "rest", "threshold", "reset_value")
     resets = ("hard", "none")
     shown = ("tau_mem", "tau_exc", "tau_inh")
@@ -129,4 +130,4 @@ class COBA(NeuronLayer):
             "threshold": self.threshold,
             "reset": self.reset_value,
         }
-        return self._run(self._pair(x, lambda signed: (signed, -signed)), state, numbers)
+        return self._loop(self._pair(x, lambda signed: (signed, -signed)), state, numbers)

@@ -114,11 +114,6 @@ class CUBA(NeuronLayer):
         self._number("rest", rest)
         self._number("reset_value", reset_value)
 
-    @property
-    def decay(self) -> Tensor:
-        """α, the factor of the potential per step."""
-        return decay_of(self.dt, self.tau_mem)
-
     def _start(self) -> dict[str, Tensor | float]:
         return {"v": self.rest}
 
@@ -140,7 +135,7 @@ class CUBA(NeuronLayer):
     def forward(self, x: Tensor, state: CUBAState | None = None) -> tuple[Tensor, CUBAState]:
         """Spikes `[time, batch, unit…]` of the drive x, and the state after the last step."""
         self._check(x)
-        decay, decay_syn = self.decay, decay_of(self.dt, self.tau_syn)
+        decay, decay_syn = decay_of(self.dt, self.tau_mem), decay_of(self.dt, self.tau_syn)
         rise = decay_of(self.dt, self.tau_rise) if self.rises else 0.0
         numbers = {
             "decay": decay,
@@ -152,7 +147,7 @@ class CUBA(NeuronLayer):
             "rest": self.rest,
             "reset": self.reset_value,
         }
-        return self._run(x, state, numbers, {"double": self.rises})
+        return self._loop(x, state, numbers, {"double": self.rises})
 
 
 def _kernel(decay: Tensor, rise: Tensor, n: Tensor) -> Tensor:

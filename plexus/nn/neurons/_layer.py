@@ -73,10 +73,12 @@ class NeuronLayer(nn.Module):
     """A layer of units with a loop of their own. Not public: the layers that derive from it are.
 
     A layer gives its model and state as `neuron`, names what may be learnt in `learnable`, keeps its numbers by
-    `_number`, and calls `_run`.
+    `_number`, and calls `_loop`.
     """
 
     neuron: ClassVar[Neuron[Any]]
+    activity: ClassVar[str] = "spiking"  # what `probe.health` takes the output for
+    biophysical: ClassVar[bool] = False  # potentials in mV, so that an input cannot be compared with a threshold
     learnable: ClassVar[tuple[str, ...]] = ()
     resets: ClassVar[tuple[str, ...]] = ("soft", "hard", "none")
     shown: ClassVar[tuple[str, ...]] = ()
@@ -102,6 +104,7 @@ class NeuronLayer(nn.Module):
         if len(self.units) not in _AXES:
             raise ShapeError("units have too many dimensions", given=self.units, expected="one to four sizes")
         self.axes = _AXES[len(self.units)]
+        self.sizes = self.units  # of what a unit remembers; a dendrite has its branches besides
         if reset is not None and reset not in self.resets:
             raise UnknownNameError.among("reset", reset, self.resets)
         positive("dt", dt)
@@ -121,10 +124,10 @@ class NeuronLayer(nn.Module):
         """Keep a number: one, or one per unit; a parameter if it is learnt, else a buffer."""
         tensor = torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().clone()
         try:
-            tensor.expand(self.units)
+            tensor.expand(self.sizes)
         except RuntimeError as error:
             raise ShapeError(
-                f"{name} does not fit the units", given=tuple(tensor.shape), expected=f"one number or {self.units}"
+                f"{name} does not fit the units", given=tuple(tensor.shape), expected=f"one number or {self.sizes}"
             ) from error
         kept = getattr(type(self), name, None)
         key = name
@@ -148,15 +151,12 @@ class NeuronLayer(nn.Module):
         """The state at rest, each tensor `[batch, unit…]`."""
         like = next(iter(self.buffers()), None)
         like = next(self.parameters()) if like is None else like
-        zeros = torch.zeros(batch, *self.units, dtype=dtype or like.dtype, device=like.device)
+        zeros = torch.zeros(batch, *self.sizes, dtype=dtype or like.dtype, device=like.device)
         start = self._start()
-        parts = (zeros + torch.as_tensor(start.get(name, 0.0)).detach().to(zeros) for name in self._fields())
-        return self.neuron.state(*parts)
+        names = self.neuron.dynamics.memory
+        return self.neuron.state(*(zeros + torch.as_tensor(start.get(n, 0.0)).detach().to(zeros) for n in names))
 
-    def _fields(self) -> tuple[str, ...]:
-        return self.neuron.dynamics.memory
-
-    def _run(
+    def _loop(
         self,
         inputs: Tensor | Sequence[Tensor],
         state: Any,
