@@ -17,7 +17,11 @@ from plexus.kernels._frame import PORT, Dynamics, Options
 __all__ = ["ADEX_DYNAMICS"]
 
 
-def step(x, v, w, z, r, per_c, leak, e_leak, v_threshold, delta, a, per_w, jump, reset, peak, g, b, low, high, period, spike, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def step(  # type: ignore[no-untyped-def]
+    x, v, w, z, r,
+    per_c, leak, e_leak, v_threshold, delta, a, per_w, jump, reset, peak,
+    g, b, low, high, period, spike, o,
+):  # fmt: skip
     n = where(v < peak, v, peak)
     above = v - e_leak
     m = v + per_c * (leak * (delta * exp((n - v_threshold) / delta) - above) - w + x)
@@ -40,7 +44,12 @@ def step(x, v, w, z, r, per_c, leak, e_leak, v_threshold, delta, a, per_w, jump,
     return s, v, w, s, r
 
 
-def adjoint(x, v, w, z, r, per_c, leak, e_leak, v_threshold, delta, a, per_w, jump, reset, peak, g, b, low, high, period, ds, dv, dw, dz, spike, slope, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def adjoint(  # type: ignore[no-untyped-def]
+    x, v, w, z, r,
+    per_c, leak, e_leak, v_threshold, delta, a, per_w, jump, reset, peak,
+    g, b, low, high, period,
+    ds, dv, dw, dz, spike, slope, o,
+):  # fmt: skip
     # the step again, as far as its derivatives need it
     n = where(v < peak, v, peak)
     above = v - e_leak
@@ -104,8 +113,17 @@ ADEX_DYNAMICS = Dynamics(
     counters=("r",),
     echo="z",
     parameters=(
-        "per_c", "leak", "e_leak", "v_threshold", "delta", "a", "per_w", "jump", "reset", "peak",
-    ),  # fmt: skip
+        "per_c",
+        "leak",
+        "e_leak",
+        "v_threshold",
+        "delta",
+        "a",
+        "per_w",
+        "jump",
+        "reset",
+        "peak",
+    ),
     settings=PORT,
     constants=("period",),
     options={"detach": False, "refractory": False},

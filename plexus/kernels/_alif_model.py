@@ -17,7 +17,11 @@ from plexus.kernels._frame import PORT, Dynamics, Options
 __all__ = ["ALIF_DYNAMICS"]
 
 
-def step(x, v, a, w, z, r, decay, gain, threshold, rest, reset, decay_a, beta, decay_w, coupling, kick, g, b, low, high, period, spike, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def step(  # type: ignore[no-untyped-def]
+    x, v, a, w, z, r,
+    decay, gain, threshold, rest, reset, decay_a, beta, decay_w, coupling, kick,
+    g, b, low, high, period, spike, o,
+):  # fmt: skip
     limit = threshold
     if o.threshold_adapts:
         a = decay_a * a + z
@@ -48,7 +52,12 @@ def step(x, v, a, w, z, r, decay, gain, threshold, rest, reset, decay_a, beta, d
     return s, v, a, w, s, r
 
 
-def adjoint(x, v, a, w, z, r, decay, gain, threshold, rest, reset, decay_a, beta, decay_w, coupling, kick, g, b, low, high, period, ds, dv, da, dw, dz, spike, slope, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def adjoint(  # type: ignore[no-untyped-def]
+    x, v, a, w, z, r,
+    decay, gain, threshold, rest, reset, decay_a, beta, decay_w, coupling, kick,
+    g, b, low, high, period,
+    ds, dv, da, dw, dz, spike, slope, o,
+):  # fmt: skip
     # the step again, as far as its derivatives need it
     limit = threshold
     if o.threshold_adapts:
@@ -90,10 +99,8 @@ def adjoint(x, v, a, w, z, r, decay, gain, threshold, rest, reset, decay_a, beta
     d_limit = d_limit - du
     if o.refractory:
         dn = where(r > 0.0, 0.0, dm)
-        held = where(r > 0.0, dm, 0.0)
     else:
         dn = dm
-        held = 0.0
     d_x = dn * gain
     d_above = dn * decay
     d_z = 0.0
@@ -118,9 +125,13 @@ def adjoint(x, v, a, w, z, r, decay, gain, threshold, rest, reset, decay_a, beta
         d_kick = d_current * z
         d_above = d_above + d_current * (1.0 - decay_w) * coupling
         d_z = d_z + d_current * kick
+    if o.refractory:
+        d_v = d_above + where(r > 0.0, dm, 0.0)
+    else:
+        d_v = d_above
     return (
         d_x,
-        held + d_above,
+        d_v,
         d_a,
         d_w,
         d_z,
@@ -159,13 +170,26 @@ ALIF_DYNAMICS = Dynamics(
     counters=("r",),
     echo="z",
     parameters=(
-        "decay", "gain", "threshold", "rest", "reset", "decay_a", "beta", "decay_w", "coupling", "kick",
-    ),  # fmt: skip
+        "decay",
+        "gain",
+        "threshold",
+        "rest",
+        "reset",
+        "decay_a",
+        "beta",
+        "decay_w",
+        "coupling",
+        "kick",
+    ),
     settings=PORT,
     constants=("period",),
     options={
-        "threshold_adapts": True, "current_adapts": False, "reset": "soft", "detach": False, "refractory": False,
-    },  # fmt: skip
+        "threshold_adapts": True,
+        "current_adapts": False,
+        "reset": "soft",
+        "detach": False,
+        "refractory": False,
+    },
     carried=_carried,
     used=_used,
 )

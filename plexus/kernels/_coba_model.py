@@ -19,7 +19,11 @@ from plexus.kernels._frame import PORT, Dynamics, Options
 __all__ = ["COBA_DYNAMICS"]
 
 
-def step(xe, xi, v, ge, gi, z, r, rate, decay_exc, decay_inh, e_exc, e_inh, rest, threshold, reset, g, b, low, high, period, spike, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def step(  # type: ignore[no-untyped-def]
+    xe, xi, v, ge, gi, z, r,
+    rate, decay_exc, decay_inh, e_exc, e_inh, rest, threshold, reset,
+    g, b, low, high, period, spike, o,
+):  # fmt: skip
     ge = decay_exc * ge + where(xe > 0.0, xe, 0.0)
     gi = decay_inh * gi + where(xi > 0.0, xi, 0.0)
     total = 1.0 + ge + gi
@@ -44,7 +48,12 @@ def step(xe, xi, v, ge, gi, z, r, rate, decay_exc, decay_inh, e_exc, e_inh, rest
     return s, v, ge, gi, s, r
 
 
-def adjoint(xe, xi, v, ge, gi, z, r, rate, decay_exc, decay_inh, e_exc, e_inh, rest, threshold, reset, g, b, low, high, period, ds, dv, dge, dgi, dz, spike, slope, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def adjoint(  # type: ignore[no-untyped-def]
+    xe, xi, v, ge, gi, z, r,
+    rate, decay_exc, decay_inh, e_exc, e_inh, rest, threshold, reset,
+    g, b, low, high, period,
+    ds, dv, dge, dgi, dz, spike, slope, o,
+):  # fmt: skip
     # the step again, as far as its derivatives need it
     ce = decay_exc * ge + where(xe > 0.0, xe, 0.0)
     ci = decay_inh * gi + where(xi > 0.0, xi, 0.0)

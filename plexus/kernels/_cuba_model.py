@@ -17,7 +17,11 @@ from plexus.kernels._frame import PORT, Dynamics, Options
 __all__ = ["CUBA_DYNAMICS"]
 
 
-def step(x, v, i, h, z, r, decay, gain, decay_syn, decay_rise, gain_syn, threshold, rest, reset, g, b, low, high, period, spike, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def step(  # type: ignore[no-untyped-def]
+    x, v, i, h, z, r,
+    decay, gain, decay_syn, decay_rise, gain_syn, threshold, rest, reset,
+    g, b, low, high, period, spike, o,
+):  # fmt: skip
     if o.double:
         h = decay_rise * h + gain_syn * x
         i = decay_syn * i + h
@@ -45,7 +49,12 @@ def step(x, v, i, h, z, r, decay, gain, decay_syn, decay_rise, gain_syn, thresho
     return s, v, i, h, s, r
 
 
-def adjoint(x, v, i, h, z, r, decay, gain, decay_syn, decay_rise, gain_syn, threshold, rest, reset, g, b, low, high, period, ds, dv, di, dh, dz, spike, slope, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def adjoint(  # type: ignore[no-untyped-def]
+    x, v, i, h, z, r,
+    decay, gain, decay_syn, decay_rise, gain_syn, threshold, rest, reset,
+    g, b, low, high, period,
+    ds, dv, di, dh, dz, spike, slope, o,
+):  # fmt: skip
     # the step again, as far as its derivatives need it
     if o.double:
         k = decay_rise * h + gain_syn * x

@@ -1,11 +1,11 @@
 """The equations of the Izhikevich neuron, forwards and backwards; Euler steps as in the paper of 2003.
 
-    f(v) = 0.04 v² + 5 v + 140 - u[t-1] + x[t]
-    h[t] = v[t-1] + (dt/2) f(v[t-1]),   m[t] = h[t] + (dt/2) f(h[t])          halved: two steps of dt/2
-    m[t] = v[t-1] + dt f(v[t-1])                                              one step; (refractory: m[t] = v[t-1])
-    q[t] = u[t-1] + dt a (b m[t] - u[t-1])
-    z[t] = port(H(m[t] - V_peak))                                             (refractory: port(0))
-    v[t] = (1 - z[t]) m[t] + z[t] c,        u[t] = q[t] + z[t] d
+f(v) = 0.04 v² + 5 v + 140 - u[t-1] + x[t]
+h[t] = v[t-1] + (dt/2) f(v[t-1]),   m[t] = h[t] + (dt/2) f(h[t])          halved: two steps of dt/2
+m[t] = v[t-1] + dt f(v[t-1])                                              one step; (refractory: m[t] = v[t-1])
+q[t] = u[t-1] + dt a (b m[t] - u[t-1])
+z[t] = port(H(m[t] - V_peak))                                             (refractory: port(0))
+v[t] = (1 - z[t]) m[t] + z[t] c,        u[t] = q[t] + z[t] d
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from plexus.kernels._frame import PORT, Dynamics, Options
 __all__ = ["IZHIKEVICH_DYNAMICS"]
 
 
-def step(x, v, u, z, r, rate, coupling, reset, jump, peak, g, b, low, high, period, dt, spike, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def step(  # type: ignore[no-untyped-def]
+    x, v, u, z, r,
+    rate, coupling, reset, jump, peak,
+    g, b, low, high, period, dt, spike, o,
+):  # fmt: skip
     if o.halved:
         h = v + 0.5 * dt * ((0.04 * v + 5.0) * v + 140.0 - u + x)
         m = h + 0.5 * dt * ((0.04 * h + 5.0) * h + 140.0 - u + x)
@@ -41,7 +45,12 @@ def step(x, v, u, z, r, rate, coupling, reset, jump, peak, g, b, low, high, peri
     return s, v, u, s, r
 
 
-def adjoint(x, v, u, z, r, rate, coupling, reset, jump, peak, g, b, low, high, period, dt, ds, dv, du, dz, spike, slope, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def adjoint(  # type: ignore[no-untyped-def]
+    x, v, u, z, r,
+    rate, coupling, reset, jump, peak,
+    g, b, low, high, period, dt,
+    ds, dv, du, dz, spike, slope, o,
+):  # fmt: skip
     # the step again, as far as its derivatives need it
     if o.halved:
         h = v + 0.5 * dt * ((0.04 * v + 5.0) * v + 140.0 - u + x)
@@ -69,10 +78,8 @@ def adjoint(x, v, u, z, r, rate, coupling, reset, jump, peak, g, b, low, high, p
     dm = dm - d_peak
     if o.refractory:
         dn = where(r > 0.0, 0.0, dm)
-        held = where(r > 0.0, dm, 0.0)
     else:
         dn = dm
-        held = 0.0
     if o.halved:
         dh = dn * (1.0 + 0.5 * dt * (0.08 * h + 5.0))
         d_x = 0.5 * dt * (dn + dh)
@@ -80,9 +87,11 @@ def adjoint(x, v, u, z, r, rate, coupling, reset, jump, peak, g, b, low, high, p
     else:
         d_x = dn * dt
         d_v = dn * (1.0 + dt * (0.08 * v + 5.0))
+    if o.refractory:
+        d_v = d_v + where(r > 0.0, dm, 0.0)
     return (
         d_x,
-        held + d_v,
+        d_v,
         du * (1.0 - dt * rate) - d_x,
         0.0,
         du * dt * (coupling * m - u),

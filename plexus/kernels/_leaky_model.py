@@ -1,7 +1,7 @@
 """The equations of the leaky integrator: a unit whose output is its potential.
 
-    v[t] = rest + α (v[t-1] - rest) + κ x[t]
-    out[t] = v[t]
+v[t] = rest + α (v[t-1] - rest) + κ x[t]
+out[t] = v[t]
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The equations of two resonate-and-fire neurons, forwards and backwards. Their state p + iq turns in the complex plane.
+"""The equations of two resonate-and-fire neurons, forwards and backwards. The state p + iq turns in the complex plane.
 
 Resonate and fire; A + iB = exp((-1/τ + iω) dt) turns and damps the state exactly:
 
@@ -25,7 +25,11 @@ from plexus.kernels._frame import PORT, Dynamics, Options
 __all__ = ["BALANCED_DYNAMICS", "RESONATE_DYNAMICS"]
 
 
-def step(x, p, q, z, r, along, across, threshold, reset, g, b, low, high, period, spike, o):  # type: ignore[no-untyped-def]
+def step(  # type: ignore[no-untyped-def]
+    x, p, q, z, r,
+    along, across, threshold, reset,
+    g, b, low, high, period, spike, o,
+):  # fmt: skip
     n = along * p - across * q + x
     m = across * p + along * q
     s = spike(m - threshold)
@@ -47,7 +51,12 @@ def step(x, p, q, z, r, along, across, threshold, reset, g, b, low, high, period
     return s, p, q, s, r
 
 
-def adjoint(x, p, q, z, r, along, across, threshold, reset, g, b, low, high, period, ds, dp, dq, dz, spike, slope, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def adjoint(  # type: ignore[no-untyped-def]
+    x, p, q, z, r,
+    along, across, threshold, reset,
+    g, b, low, high, period,
+    ds, dp, dq, dz, spike, slope, o,
+):  # fmt: skip
     # the step again, as far as its derivatives need it
     n = along * p - across * q + x
     m = across * p + along * q
@@ -86,7 +95,11 @@ def adjoint(x, p, q, z, r, along, across, threshold, reset, g, b, low, high, per
     )
 
 
-def balanced_step(x, p, q, h, z, turn, damping, brake, decay, threshold, g, b, low, high, spike, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def balanced_step(  # type: ignore[no-untyped-def]
+    x, p, q, h, z,
+    turn, damping, brake, decay, threshold,
+    g, b, low, high, spike, o,
+):  # fmt: skip
     k = 1.0 + damping - brake * h
     n = k * p - turn * q + x
     m = turn * p + k * q
@@ -97,7 +110,12 @@ def balanced_step(x, p, q, h, z, turn, damping, brake, decay, threshold, g, b, l
     return s, n, m, h, s
 
 
-def balanced_adjoint(x, p, q, h, z, turn, damping, brake, decay, threshold, g, b, low, high, ds, dp, dq, dh, dz, spike, slope, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def balanced_adjoint(  # type: ignore[no-untyped-def]
+    x, p, q, h, z,
+    turn, damping, brake, decay, threshold,
+    g, b, low, high,
+    ds, dp, dq, dh, dz, spike, slope, o,
+):  # fmt: skip
     # the step again, as far as its derivatives need it
     k = 1.0 + damping - brake * h
     n = k * p - turn * q + x

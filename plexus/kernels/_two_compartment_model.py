@@ -17,7 +17,12 @@ from plexus.kernels._frame import PORT, Dynamics, Options
 __all__ = ["TWO_COMPARTMENT_DYNAMICS"]
 
 
-def step(xs, xd, v, d, z, r, decay, gain, decay_dend, gain_dend, to_soma, to_dend, plateau, threshold_dend, width_dend, backprop, threshold, reset, g, b, low, high, period, spike, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def step(  # type: ignore[no-untyped-def]
+    xs, xd, v, d, z, r,
+    decay, gain, decay_dend, gain_dend, to_soma, to_dend,
+    plateau, threshold_dend, width_dend, backprop, threshold, reset,
+    g, b, low, high, period, spike, o,
+):  # fmt: skip
     into = xd + to_dend * v
     if o.plateau:
         # beyond 30 the sigmoid is flat to rounding; within, neither it nor its derivative overflows
@@ -46,7 +51,13 @@ def step(xs, xd, v, d, z, r, decay, gain, decay_dend, gain_dend, to_soma, to_den
     return s, v, d, s, r
 
 
-def adjoint(xs, xd, v, d, z, r, decay, gain, decay_dend, gain_dend, to_soma, to_dend, plateau, threshold_dend, width_dend, backprop, threshold, reset, g, b, low, high, period, ds, dv, dd, dz, spike, slope, o):  # type: ignore[no-untyped-def]  # fmt: skip
+def adjoint(  # type: ignore[no-untyped-def]
+    xs, xd, v, d, z, r,
+    decay, gain, decay_dend, gain_dend, to_soma, to_dend,
+    plateau, threshold_dend, width_dend, backprop, threshold, reset,
+    g, b, low, high, period,
+    ds, dv, dd, dz, spike, slope, o,
+):  # fmt: skip
     # the step again, as far as its derivatives need it
     into = xd + to_dend * v
     if o.plateau:
@@ -146,9 +157,19 @@ TWO_COMPARTMENT_DYNAMICS = Dynamics(
     counters=("r",),
     echo="z",
     parameters=(
-        "decay", "gain", "decay_dend", "gain_dend", "to_soma", "to_dend", "plateau", "threshold_dend", "width_dend",
-        "backprop", "threshold", "reset",
-    ),  # fmt: skip
+        "decay",
+        "gain",
+        "decay_dend",
+        "gain_dend",
+        "to_soma",
+        "to_dend",
+        "plateau",
+        "threshold_dend",
+        "width_dend",
+        "backprop",
+        "threshold",
+        "reset",
+    ),
     settings=PORT,
     constants=("period",),
     options={"plateau": True, "reset": "soft", "detach": False, "refractory": False},

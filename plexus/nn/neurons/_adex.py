@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Unpack
 
-import torch
 from torch import Tensor
 
 from plexus.errors import RangeError, UnknownNameError
@@ -70,7 +69,8 @@ class AdEx(NeuronLayer):
         substeps: Euler steps per step of the input. With `dt=1.0, substeps=10` the layer goes with others of 1 ms; a
             step in which it spikes more than once counts as one spike. The input is held during a step.
         others: as for `LIF` (but not `reset`). A surrogate given by name is ten times as wide and a tenth as high as on
-            a dimensionless membrane, one given as `Surrogate` has its width in mV. All numbers but the peak can be learnt.
+            a dimensionless membrane, one given as `Surrogate` has its width in mV. All numbers but the peak can be
+            learnt.
 
     Raises:
         RangeError: a capacitance, conductance, width, time constant or dt is not positive, a peak does not lie above

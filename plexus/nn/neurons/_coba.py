@@ -116,9 +116,7 @@ class COBA(NeuronLayer):
     def _start(self) -> dict[str, Tensor | float]:
         return {"v": self.rest}
 
-    def forward(
-        self, x: Tensor | tuple[Tensor, Tensor], state: COBAState | None = None
-    ) -> tuple[Tensor, COBAState]:
+    def forward(self, x: Tensor | tuple[Tensor, Tensor], state: COBAState | None = None) -> tuple[Tensor, COBAState]:
         """Spikes `[time, batch, unit…]` of excitation and inhibition, and the state after the last step."""
         numbers = {
             "rate": self.dt / self.tau_mem,

@@ -2,15 +2,15 @@
 
     d_k[t] = ρ_k d_k[t-1] + (1 - ρ_k) x_k[t]              each branch its own time constant, ρ = exp(-dt/τ)
     f(d) = d                                              "linear"
-    f(d) = σ((d - branch_threshold) / branch_width)       "sigmoid": a branch that fires at all or not, as NMDA spikes do
+    f(d) = σ((d - branch_threshold) / branch_width)       "sigmoid": a branch fires or does not, as NMDA spikes do
     out[t] = Σ_k g_k f(d_k[t])                            coupling conductances g_k, 0 or more
 
-A thin branch hardly feels the soma, so the coupling goes one way and the branches are a loop of their own: time constants
-and inputs of `units · branches` columns in one fused loop, the nonlinearity and the sum after it. Where soma and dendrite
-must answer each other, put a `TwoCompartment` behind: its dendrite is then the trunk that the branches drive.
+A thin branch hardly feels the soma, so the coupling goes one way. That lets the branches of all units run as columns of
+one fused loop over time, with the nonlinearity and the sum after it. Where soma and dendrite must answer each other, put
+a `TwoCompartment` behind: its dendrite is then the trunk that the branches drive.
 
-Source: Zheng et al. 2024, Temporal dendritic heterogeneity (the linear branches); Poirazi, Brannon & Mel 2003, Pyramidal
-neuron as two-layer neural network (the sigmoid ones). Time constants in ms, potentials dimensionless.
+Source: Zheng et al. 2024, Temporal dendritic heterogeneity (the linear branches); Poirazi, Brannon & Mel 2003,
+Pyramidal neuron as two-layer neural network (the sigmoid ones). Time constants in ms, potentials dimensionless.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Dendrite(NeuronLayer):
         """The current `[time, batch, unit]` into the soma, and the state after the last step."""
         self._check(x, (self.units[0] * self.branches,))
         decay = decay_of(self.dt, self.tau)
-        numbers = {"decay": decay, "gain": 1 - decay, "rest": 0.0}
+        numbers: dict[str, Tensor | float] = {"decay": decay, "gain": 1 - decay, "rest": 0.0}
         d: Tensor
         d, after = self._loop(x.unflatten(2, self.sizes), state, numbers)
         if self.nonlinearity == "sigmoid":

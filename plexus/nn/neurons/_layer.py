@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from plexus.errors import DeviceError, DtypeError, RangeError, ShapeError, UnknownNameError, UnsupportedError
 from plexus.kernels import SURROGATES, Surrogate
 from plexus.kernels._neuron import BackendName, Neuron
-from plexus.units._port import Port
 
 __all__ = ["Between", "Common", "NeuronLayer", "Positive", "decay_of", "in_millivolt", "positive"]
 

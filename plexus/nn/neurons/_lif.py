@@ -12,7 +12,7 @@ form and the surrogate gradient. Time constants in ms, potentials dimensionless.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -64,8 +64,8 @@ class LIF(NeuronLayer):
     """
 
     neuron = lif_neuron
-    learnable = ("tau_mem", "threshold", "rest", "reset_value")
-    shown = ("tau_mem",)
+    learnable: ClassVar[tuple[str, ...]] = ("tau_mem", "threshold", "rest", "reset_value")
+    shown: ClassVar[tuple[str, ...]] = ("tau_mem",)
     port: Port | None = None
     tau_mem = Positive("Time constant of the membrane, ms.")
     threshold: Tensor
@@ -121,7 +121,8 @@ class LIF(NeuronLayer):
     def decay(self) -> Tensor:
         """α, the factor of the potential per step."""
         if self.discretisation == "euler":
-            return 1 - self.dt / self.tau_mem
+            euler: Tensor = 1 - self.dt / self.tau_mem
+            return euler
         return decay_of(self.dt, self.tau_mem)
 
     def _start(self) -> dict[str, Tensor | float]:

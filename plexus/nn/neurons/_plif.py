@@ -6,7 +6,8 @@
 It differs from `LIF(…, learn=("tau_mem",))` in how τ is kept: by a logistic function of w, so that Euler steps stay
 stable whatever is learnt (τ > dt), while LIF keeps log τ and takes exponential steps.
 
-Source: Fang et al. 2021, Incorporating learnable membrane time constant. Time constants in ms, potentials dimensionless.
+Source: Fang et al. 2021, Incorporating learnable membrane time constant. Time constants in ms, potentials
+dimensionless.
 """
 
 from __future__ import annotations
@@ -73,5 +74,12 @@ class PLIF(LIF):
         **others: Any,
     ) -> None:
         super().__init__(
-            units, tau_mem, threshold, discretisation="euler", scale_input=scale_input, reset=reset, learn=learn, **others
+            units,
+            tau_mem,
+            threshold,
+            discretisation="euler",
+            scale_input=scale_input,
+            reset=reset,
+            learn=learn,
+            **others,
         )

@@ -5,8 +5,8 @@ Resonate and fire: a subthreshold oscillation that inputs push, exact between st
     p[t] + i q[t] = (p[t-1] + i q[t-1]) exp((-1/τ + iω) dt) + x[t]        ω = 2π frequency / 1000, per ms
     z[t] = H(q[t] - θ),     then p + iq ← i reset_value                   hard reset, or none
 
-Balanced resonate and fire: each spike damps the oscillation and raises the threshold for a while, instead of resetting it;
-without spikes the Euler step neither grows nor decays but by `offset`.
+Balanced resonate and fire: each spike damps the oscillation and raises the threshold for a while, in place of a reset.
+Without spikes the Euler step neither grows nor decays but by `offset`.
 
     k[t] = √(1 - (ω dt)²) - offset dt - brake h[t-1]
     p[t] = k[t] p[t-1] - ω dt q[t-1] + x[t],     q[t] = ω dt p[t-1] + k[t] q[t-1]

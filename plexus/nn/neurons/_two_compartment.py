@@ -8,10 +8,10 @@ The coupling conductances are in units of each compartment's leak, so that held 
 
     d = (x_dend + to_dendrite v) / (1 + to_dendrite),     v = (x_soma + to_soma d) / (1 + to_soma)
 
-Each compartment follows its own equation exactly during a step while the other is held, so no coupling is unstable. The
-sigmoid is a regenerative current as NMDA and calcium channels make it: with a steep one, plateau > 1 and a threshold
-between, a strong enough input switches the dendrite into a plateau that outlasts it. A spike reaches the dendrite in the
-step after it.
+Each compartment follows its own equation exactly during a step while the other is held, so no coupling is unstable.
+The sigmoid is a regenerative current as NMDA and calcium channels make it: if it is steep and its threshold lies below
+what the plateau alone leads to, a strong input switches the dendrite into a plateau that outlasts it. A spike reaches
+the dendrite in the step after it.
 
 Source: Naud & Sprekeler 2018, Sparse bursts optimize information transmission, for the two compartments, the sigmoid
 and the back-propagating spike; Larkum 2013 for the idea. Time constants in ms, potentials dimensionless.
