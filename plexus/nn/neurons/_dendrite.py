@@ -6,8 +6,8 @@
     out[t] = Σ_k g_k f(d_k[t])                            coupling conductances g_k, 0 or more
 
 A thin branch hardly feels the soma, so the coupling goes one way. That lets the branches of all units run as columns of
-one fused loop over time, with the nonlinearity and the sum after it. Where soma and dendrite must answer each other, put
-a `TwoCompartment` behind: its dendrite is then the trunk that the branches drive.
+one fused loop over time, with the nonlinearity and the sum after it. Where soma and dendrite must answer each other, a
+`TwoCompartment` goes behind: its dendrite is then the trunk that the branches drive.
 
 Source: Zheng et al. 2024, Temporal dendritic heterogeneity (the linear branches); Poirazi, Brannon & Mel 2003,
 Pyramidal neuron as two-layer neural network (the sigmoid ones). Time constants in ms, potentials dimensionless.
