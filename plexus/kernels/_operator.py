@@ -234,4 +234,5 @@ class Operator:
         return d_inputs, d_memory, summed_over_samples(d_columns if ctx.learn else [], columns), None, None
 
     def _eagerly(self, ctx: Any, *groups: Any) -> tuple[Tensor, ...]:
-        return self.eager(*groups, constants=ctx.constants, options=ctx.options)
+        inputs, memory, columns = groups
+        return self.eager(inputs, memory, columns, ctx.constants, ctx.options)

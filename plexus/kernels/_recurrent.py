@@ -182,4 +182,5 @@ class RecurrentOperator:
         return d_inputs, d_memory, learnt, d_weights, nothing, None, None, None
 
     def _eagerly(self, ctx: Any, places: list[Tensor], *groups: Any) -> tuple[Tensor, ...]:
-        return self.eager(*groups, places=places, constants=ctx.constants, options=ctx.options)
+        inputs, memory, columns, weights = groups
+        return self.eager(inputs, memory, columns, weights, places, ctx.constants, ctx.options)

@@ -79,10 +79,7 @@ def in_stretches(
     generators = _generators(modules)
     outputs = []
     for piece in x.split(length):
-        replay = _Replay(generators)
-        out, state = checkpoint(
-            run, piece, state, use_reentrant=False, context_fn=lambda r=replay: (r.first(), r.again())
-        )
+        out, state = checkpoint(run, piece, state, use_reentrant=False, context_fn=_Replay(generators).contexts)
         outputs.append(out)
     return torch.cat(outputs), state
 
@@ -98,6 +95,10 @@ class _Replay:
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
         self.generators = generators
         self.start: list[Tensor] = []
+
+    def contexts(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        """Around the first run and around the second."""
+        return self.first(), self.again()
 
     @contextlib.contextmanager
     def first(self) -> Iterator[None]:

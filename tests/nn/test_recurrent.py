@@ -182,3 +182,40 @@ def test_bad_input():
     readout.initial_state = lambda batch, **_: (torch.zeros(batch, 3),)
     with pytest.raises(UnsupportedError, match="does not remember"):
         Recurrent(readout)
+
+
+NEURONS = {
+    "IF": lambda: px.nn.IF(6, threshold=0.5),
+    "PLIF": lambda: px.nn.PLIF(6, threshold=0.4),
+    "ALIF": lambda: px.nn.ALIF(6, threshold=0.4),
+    "CUBA": lambda: px.nn.CUBA(6, threshold=0.4),
+    "COBA": lambda: px.nn.COBA(6),
+    "AdEx": lambda: px.nn.AdEx(6, substeps=1),
+    "AdEx in substeps": lambda: px.nn.AdEx(6, substeps=2),
+    "Izhikevich": lambda: px.nn.Izhikevich(6),
+    "Resonate": lambda: px.nn.ResonateAndFire(6),
+    "TwoCompartment": lambda: px.nn.TwoCompartment(6),
+}
+STRONG = {"COBA": 0.8, "AdEx": 5000.0, "AdEx in substeps": 5000.0, "Izhikevich": 25.0}
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_every_neuron_fused_equals_step_by_step(name):
+    neuron = NEURONS[name]().double()
+    scale = STRONG.get(name, 1.0)
+    layer = Recurrent(neuron, weight=scale * (drive(6, 6) - 0.3)).double()
+    x = scale * drive(40, 2, 6, seed=1) * 2
+    fused, state = layer(x)
+    assert layer._fused == (name != "AdEx in substeps")
+    weight, outputs, after = layer.matrix().T, [], neuron.initial_state(2, dtype=torch.float64)
+    for now in x.split(1):
+        back = after.z @ weight
+        if name == "COBA":
+            exc, inh = layer.matrix().clamp(min=0), (-layer.matrix()).clamp(min=0)
+            out, after = neuron((now + after.z @ exc.T, (after.z @ inh.T).expand_as(now)), after)
+        else:
+            out, after = neuron(now + back, after)
+        outputs.append(out)
+    assert 0 < fused.count_nonzero() < fused.numel()
+    assert torch.equal(fused, torch.cat(outputs))
+    torch.testing.assert_close(tuple(state), tuple(after))
