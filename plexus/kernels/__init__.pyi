@@ -5,3 +5,4 @@ from ._operator import Backend as Backend
 from ._surrogate import SURROGATES as SURROGATES
 from ._surrogate import Surrogate as Surrogate
 from ._products import SparseWeight as SparseWeight
+from ._events import spike_linear as spike_linear

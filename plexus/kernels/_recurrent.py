@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plexus.kernels._frame import Dynamics, Options, options_from, spike_function
+from plexus.kernels._frame import Dynamics, Options, options_from, out_of_reach, spike_function
 from plexus.kernels._operator import (
     BACKENDS,
     filled_grads,
     gradients_again,
-    out_of_reach,
     summed_over_samples,
     with_echo,
 )

@@ -43,3 +43,4 @@ from .neurons import ResonateAndFire as ResonateAndFire
 from .neurons import ResonateState as ResonateState
 from .neurons import TwoCompartment as TwoCompartment
 from .neurons import TwoCompartmentState as TwoCompartmentState
+from ._spiking_linear import SpikingLinear as SpikingLinear

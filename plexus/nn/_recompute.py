@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from plexus.errors import RangeError, UnsupportedError
-from plexus.kernels._operator import out_of_reach
+from plexus.kernels._frame import out_of_reach
 
 __all__ = ["recompute"]
 
