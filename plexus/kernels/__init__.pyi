@@ -4,3 +4,5 @@ from ._operator import BACKENDS as BACKENDS
 from ._operator import Backend as Backend
 from ._surrogate import SURROGATES as SURROGATES
 from ._surrogate import Surrogate as Surrogate
+from ._products import SparseWeight as SparseWeight
+from ._events import spike_linear as spike_linear
