@@ -214,7 +214,7 @@ class NeuronLayer(nn.Module):
 
     def _pair(self, x: Tensor | tuple[Tensor, Tensor], split: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Any:
         """The two inputs of a layer that takes a pair, or one tensor that `split` makes into two."""
-        if isinstance(x, tuple | list):
+        if isinstance(x, tuple | list) and all(isinstance(part, Tensor) for part in x):
             if len(x) != 2:
                 raise ShapeError("the layer takes two inputs", given=f"{len(x)}", expected="a pair, or one tensor")
             for part in x:
