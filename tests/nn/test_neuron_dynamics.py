@@ -55,19 +55,19 @@ def times(spikes):
 class TestIntegrateAndFire:
     def test_rate_is_current_over_threshold(self):
         currents = torch.linspace(0.05, 0.9, 18)
-        spikes, state = IF(18, threshold=1.3)(currents.expand(4000, 1, 18))
-        torch.testing.assert_close(spikes.mean(0)[0], currents / 1.3, rtol=0, atol=1 / 4000)
-        torch.testing.assert_close(spikes.sum(0) * 1.3 + state.v, 4000 * currents[None])  # nothing is lost
+        spikes, state = IF(18, threshold=1.3)(currents.expand(1000, 1, 18))
+        torch.testing.assert_close(spikes.mean(0)[0], currents / 1.3, rtol=0, atol=1 / 1000)
+        torch.testing.assert_close(spikes.sum(0) * 1.3 + state.v, 1000 * currents[None])  # nothing is lost
 
     def test_current_frequency_curve_of_the_leaky_neuron(self):
         # from reset to threshold: n steps with I (1 - αⁿ) > θ, hence n = ⌊log(1 - θ/I) / log α⌋ + 1
         tau, currents = 20.0, torch.linspace(0.5, 4.0, 36) + 1e-3
         layer = LIF(36, tau_mem=tau, scale_input=True, reset="hard")
-        spikes, _ = layer(currents.expand(3000, 1, 36))
+        spikes, _ = layer(currents.expand(1000, 1, 36))
         above = currents > 1
         assert not spikes[..., ~above].any()
         period = torch.floor(-tau * torch.log(1 - 1 / currents[above])) + 1
-        torch.testing.assert_close(spikes[..., above].sum(0)[0], torch.floor(3000 / period))
+        torch.testing.assert_close(spikes[..., above].sum(0)[0], torch.floor(1000 / period))
 
     def test_parametric_neuron_is_an_euler_step_of_the_given_time_constant(self):
         layer = PLIF(1, tau_mem=4.0, threshold=9.0)
@@ -91,7 +91,7 @@ class TestIntegrateAndFire:
 
 
 class TestCurrentBasedSynapses:
-    n = torch.arange(60.0)
+    n = torch.arange(60.0, dtype=double)
 
     def test_exponential_kernel(self):
         (i,) = trace(CUBA(1, tau_syn=6.0, threshold=99.0), pulse(60), "i")
@@ -108,7 +108,7 @@ class TestCurrentBasedSynapses:
 
     @pytest.mark.parametrize("rise", [None, 2.0, 5.0, 14.0, 5.0 * (1 + 1e-9)])
     def test_norms(self, rise):
-        x = pulse(600)
+        x = pulse(250)
         (area,) = trace(CUBA(1, tau_syn=5.0, tau_rise=rise, norm="area", threshold=99.0), x, "i")
         assert area.sum().item() == pytest.approx(1.0, rel=1e-6)
         (peak,) = trace(CUBA(1, tau_syn=5.0, tau_rise=rise, norm="peak", threshold=99.0), x, "i")
@@ -138,7 +138,6 @@ class TestConductanceBasedSynapses:
     def test_follows_the_differential_equation(self):
         # a conductance held within each step, as the layer's step means it, by another solver
         excite, inhibit = torch.rand(2, 40, 1, 1, dtype=double) * 0.6
-        (v,) = trace(COBA(1, threshold=100.0), torch.zeros(0), "v") if False else (None,)
         layer, state, v, g = COBA(1, threshold=100.0), None, -60.0, np.zeros(2)
         for e, i in zip(excite, inhibit, strict=True):
             _, state = layer((e[None], i[None]), state)
@@ -181,13 +180,10 @@ class TestConductanceBasedSynapses:
 
 class TestAdaptation:
     def test_threshold_at_a_steady_rate(self):
-        layer = ALIF(1, tau_mem=10.0, tau_adapt=300.0, beta=0.05)
-        spikes, state = layer(constant(0.5, 4000))
-        rate = spikes[2000:].mean().item()
-        (a,) = trace(layer, constant(0.5, 4000), "a")
-        assert a[2000:].mean().item() == pytest.approx(rate / (1 - math.exp(-1 / 300)), rel=0.02)
-        # the mean of the membrane equation under a soft reset: input = leak of v + rate · mean threshold at spikes
-        gaps = times(spikes).diff()
+        x = constant(0.5, 1200)
+        z, a = trace(ALIF(1, tau_mem=10.0, tau_adapt=150.0, beta=0.05), x, "z", "a")
+        assert a[600:].mean().item() == pytest.approx(z[600:].mean().item() / (1 - math.exp(-1 / 150)), rel=0.02)
+        gaps = times(z).diff()
         assert gaps[0] < gaps[-1]
         assert gaps[-5:].max() - gaps[-5:].min() <= 1
 
@@ -199,16 +195,13 @@ class TestAdaptation:
 
     def test_subthreshold_adaptation_settles_where_both_equations_do(self):
         layer = ALIF(1, tau_mem=12.0, beta=0.0, a=1.7, tau_current=40.0, rest=0.2, scale_input=True, threshold=9.0)
-        _, state = layer(constant(0.9, 3000))
+        _, state = layer(constant(0.9, 800))
         # v - rest = x - w and w = a (v - rest)
         assert (state.v.item(), state.w.item()) == pytest.approx((0.2 + 0.9 / 2.7, 1.7 * 0.9 / 2.7))
 
     def test_current_at_a_steady_rate(self):
-        layer = ALIF(1, tau_mem=10.0, beta=0.0, b=0.01, tau_current=200.0)
-        x = constant(0.4, 4000)
-        rate = layer(x)[0][2000:].mean().item()
-        (w,) = trace(layer, x, "w")
-        assert w[2000:].mean().item() == pytest.approx(0.01 * rate / (1 - math.exp(-1 / 200)), rel=0.02)
+        z, w = trace(ALIF(1, tau_mem=10.0, beta=0.0, b=0.01, tau_current=100.0), constant(0.4, 1000), "z", "w")
+        assert w[500:].mean().item() == pytest.approx(0.01 * z[500:].mean().item() / (1 - math.exp(-1 / 100)), rel=0.02)
 
     def test_without_adaptation_it_is_a_leaky_neuron(self):
         x = torch.rand(80, 2, 3, dtype=double)
@@ -250,40 +243,39 @@ class TestAdEx:
         expected = adex_by_numpy(AdEx.patterns[name], AdEx.currents[name], 5000, 0.1)
         assert runs[name].tolist() == pytest.approx([0.1 * t for t in expected])
 
-    @pytest.mark.parametrize("name", ["tonic spiking", "adaptation"])
-    def test_where_the_peak_lies_hardly_matters(self, runs, name):
-        layer = AdEx.pattern(name, 1, v_peak=-30.0)
-        layer.backend = "fused"
-        later = times(layer(constant(AdEx.currents[name], 5000))[0]) * 0.1
-        assert len(later) == len(runs[name])
-        assert (later - runs[name]).abs().max() < 1.5
+    def test_where_the_peak_lies_hardly_matters(self):
+        usual, higher = AdEx.pattern("tonic spiking", 1), AdEx.pattern("tonic spiking", 1, v_peak=-20.0)
+        first, second = (times(layer(constant(500.0, 1200))[0]).diff() * 0.1 for layer in (usual, higher))
+        torch.testing.assert_close(second[:10], first[:10], rtol=0, atol=0.4)  # the exponential's tail and a step
 
     def test_published_patterns(self, runs):
         gaps = {name: found.diff() for name, found in runs.items()}
-        tonic = gaps["tonic spiking"][2:]
+        tonic = gaps["tonic spiking"][5:]
         assert tonic.max() - tonic.min() < 0.5
         adapting = gaps["adaptation"]
-        assert (adapting.diff() > -0.2).all()
-        assert adapting[-1] > 3 * adapting[0]
+        assert (adapting.diff() > 0).all()
+        assert adapting[-1] > 5 * adapting[0]
         first = gaps["initial burst"]  # some spikes in quick succession, then slow and regular ones
-        assert first[0] < 15
-        assert first[-3:].min() > 3 * first[0]
-        assert first[-3:].max() - first[-3:].min() < 3
-        bursts = gaps["regular bursting"][5:]  # silences among quick spikes, again and again
-        quiet = bursts > 3 * bursts.median()
-        assert quiet.sum() >= 3
-        assert not (quiet[1:] & quiet[:-1]).any()
-        late = runs["delayed accelerating"]
-        assert late[0] > 50
-        assert gaps["delayed accelerating"][0] > 2 * gaps["delayed accelerating"][-1]
+        assert first[:2].max() < 10
+        assert first[2:].min() > 50
+        assert first[3:].max() - first[3:].min() < 1
+        bursts = gaps["regular bursting"][2:]  # a long silence, a quick pair, a long silence …
+        assert bursts[0::2].min() > 100
+        assert bursts[1::2].max() < 10
+        faster = gaps["delayed accelerating"]
+        assert runs["delayed accelerating"][0] > 1.5 * faster[0]
+        assert (faster.diff() < 0.05).all()
+        assert faster[0] > 1.7 * faster[-1]
+        late = gaps["delayed regular bursting"]  # a delay, then bursts of four
+        assert runs["delayed regular bursting"][0] > 50
+        assert (late[3::4].min() > 50) & (late[[0, 1, 2, 4, 5, 6]].max() < 10)
         assert 0 < len(runs["transient spiking"]) < 12
         assert runs["transient spiking"][-1] < 150
-        assert runs["delayed regular bursting"][0] > 40
         irregular = gaps["irregular spiking"][3:]
         assert irregular.std() / irregular.mean() > 0.2
 
     def test_rest_is_rest(self):
-        _, state = AdEx(2, a=torch.tensor([0.0, 4.0]))(constant(0.0, 3000, 2))
+        _, state = AdEx(2, a=torch.tensor([0.0, 4.0]))(constant(0.0, 1000, 2))
         # the leak and the exponential balance a little above the leak's reversal potential
         assert ((state.v > -70.6) & (state.v < -70.5)).all()
 
@@ -333,12 +325,15 @@ class TestIzhikevich:
 
     @pytest.mark.parametrize("kind", kinds)
     def test_spike_times_are_those_of_the_loop_in_the_paper(self, spikes, kind):
-        assert spikes[kind].tolist() == izhikevich_by_numpy(*Izhikevich.types[kind], 10.0, 600)
+        # rounding grows tenfold with each spike, as the membrane overshoots: later ones differ between any two programs
+        expected = izhikevich_by_numpy(*Izhikevich.types[kind], 10.0, 300)
+        assert len(expected) >= 8 or kind == "RS"
+        assert spikes[kind][:10].tolist() == expected[:10]
 
     def test_published_patterns(self, spikes):
         gaps = {kind: found.diff().double() for kind, found in spikes.items()}
         assert gaps["RS"][0] < gaps["RS"][-1]  # adapts
-        assert gaps["IB"][:2].max() < 0.5 * gaps["IB"][4:].min()  # one burst, then single spikes
+        assert gaps["IB"][0] < 0.2 * gaps["IB"][1:].min()  # one burst, then single spikes
         bursts = gaps["CH"]
         assert ((bursts > 4 * bursts.min()).sum() >= 5) & (bursts.min() <= 4)  # burst after burst
         assert len(spikes["FS"]) > 2 * len(spikes["RS"])
@@ -400,7 +395,7 @@ class TestResonance:
     def test_inhibition_alone_can_make_it_fire(self):
         # a negative pulse, then the rebound half a period later: what an integrator never does
         x = torch.zeros(60, 1, 1)
-        x[0] = -1.3
+        x[0] = -1.6
         assert ResonateAndFire(1, frequency=25.0, tau=100.0)(x)[0].any()
         assert not LIF(1)(x)[0].any()
 
@@ -429,8 +424,8 @@ class TestCompartments:
         assert (state.v.item(), state.d.item()) == pytest.approx(tuple(expected))
 
     def test_follows_the_differential_equation_as_steps_shorten(self):
-        layer = TwoCompartment(1, tau_soma=8.0, tau_dend=15.0, backprop=0.0, plateau=3.0, threshold=99.0, dt=0.01)
-        v, d = trace(layer, constant(0.8, 2000), "v", "d")
+        layer = TwoCompartment(1, tau_soma=8.0, tau_dend=15.0, backprop=0.0, plateau=3.0, threshold=99.0, dt=0.02)
+        v, d = trace(layer, constant(0.8, 1000), "v", "d")
 
         def slope(_, y):
             v, d = y

@@ -183,7 +183,7 @@ def learnable(name):
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_fused_equals_eager(self, name):
+def test_fused_equals_eager(name):
     results = []
     for backend in ("fused", "eager"):
         layer, x = learnable(name), drive(name).requires_grad_()
