@@ -10,15 +10,27 @@ from torch import float64 as double
 
 from plexus.errors import RangeError, ShapeError, UnknownNameError, UnsupportedError
 from plexus.nn import (
-    CUBA, COBA, IF, LIF, PLIF, ALIF, AdEx, BalancedResonate, Dendrite, Izhikevich, LeakyIntegrator, ResonateAndFire,
-    Sequential, TwoCompartment,
+    ALIF,
+    COBA,
+    CUBA,
+    IF,
+    LIF,
+    PLIF,
+    AdEx,
+    BalancedResonate,
+    Dendrite,
+    Izhikevich,
+    LeakyIntegrator,
+    ResonateAndFire,
+    Sequential,
+    TwoCompartment,
 )  # fmt: skip
 from plexus.nn.neurons._layer import NeuronLayer
 
 
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch):
-    """Equations are the same on both paths (test_models, test_neurons); compiling each variant here would take a minute."""
+    """Both paths compute the same (test_models, test_neurons); compiling every variant here would take a minute."""
     monkeypatch.setattr(NeuronLayer, "backend", "eager")
 
 
@@ -225,19 +237,19 @@ def adex_by_numpy(numbers, current, steps, dt):
     return found
 
 
-class TestAdEx:
-    @pytest.fixture(scope="class")
-    def runs(self):
-        """Spike times in ms of all published patterns, 500 ms at 0.1 ms, one column each."""
-        torch.set_default_dtype(double)
-        names = list(AdEx.patterns)
-        rows = {key: torch.tensor([AdEx.patterns[n][key] for n in names]) for key in AdEx.patterns[names[0]]}
-        layer = AdEx(len(names), **rows)
-        layer.backend = "fused"
-        drive = torch.tensor([AdEx.currents[n] for n in names])
-        spikes, _ = layer(drive.expand(5000, 1, len(names)))
-        return {name: times(spikes[..., k]) * layer.dt for k, name in enumerate(names)}
+@pytest.fixture(scope="module")
+def runs():
+    """Spike times in ms of all published patterns of AdEx, 500 ms at 0.1 ms, one column each; by the fused loop."""
+    names = list(AdEx.patterns)
+    rows = {key: torch.tensor([AdEx.patterns[n][key] for n in names]) for key in AdEx.patterns[names[0]]}
+    layer = AdEx(len(names), **rows).double()
+    layer.backend = "fused"
+    drive = torch.tensor([AdEx.currents[n] for n in names], dtype=double)
+    spikes, _ = layer(drive.expand(5000, 1, len(names)))
+    return {name: times(spikes[..., k]) * layer.dt for k, name in enumerate(names)}
 
+
+class TestAdEx:
     @pytest.mark.parametrize("name", ["tonic spiking", "adaptation", "initial burst", "regular bursting"])
     def test_spike_times_are_those_of_an_independent_integration(self, runs, name):
         expected = adex_by_numpy(AdEx.patterns[name], AdEx.currents[name], 5000, 0.1)
@@ -246,7 +258,7 @@ class TestAdEx:
     def test_where_the_peak_lies_hardly_matters(self):
         usual, higher = AdEx.pattern("tonic spiking", 1), AdEx.pattern("tonic spiking", 1, v_peak=-20.0)
         first, second = (times(layer(constant(500.0, 1200))[0]).diff() * 0.1 for layer in (usual, higher))
-        torch.testing.assert_close(second[:10], first[:10], rtol=0, atol=0.4)  # the exponential's tail and a step
+        torch.testing.assert_close(second[:10], first[:10], rtol=0, atol=0.45)  # the exponential's tail and a step
 
     def test_published_patterns(self, runs):
         gaps = {name: found.diff() for name, found in runs.items()}
@@ -309,25 +321,24 @@ def izhikevich_by_numpy(a, b, c, d, current, steps):
     return found
 
 
+@pytest.fixture(scope="module")
+def spikes():
+    """Spike times of all published types of Izhikevich's neuron under a current of 10; by the fused loop."""
+    layer = Izhikevich.of_type(list(Izhikevich.types)).double()
+    layer.backend = "fused"
+    v = torch.full((1, 7), -65.0, dtype=double)  # where the paper starts
+    found, _ = layer(constant(10.0, 600, 7), layer.initial_state(1)._replace(v=v, u=v * layer.b))
+    return {kind: times(found[..., k]) for k, kind in enumerate(Izhikevich.types)}
+
+
 class TestIzhikevich:
     kinds = tuple(Izhikevich.types)
-
-    @pytest.fixture(scope="class")
-    def spikes(self):
-        torch.set_default_dtype(double)
-        layer = Izhikevich.of_type(self.kinds)
-        layer.backend = "fused"
-        start = layer.initial_state(1)
-        v = torch.full_like(start.v, -65.0)
-        start = start._replace(v=v, u=v * layer.b)
-        found, _ = layer(constant(10.0, 600, 7), start)
-        return {kind: times(found[..., k]) for k, kind in enumerate(self.kinds)}
 
     @pytest.mark.parametrize("kind", kinds)
     def test_spike_times_are_those_of_the_loop_in_the_paper(self, spikes, kind):
         # rounding grows tenfold with each spike, as the membrane overshoots: later ones differ between any two programs
-        expected = izhikevich_by_numpy(*Izhikevich.types[kind], 10.0, 300)
-        assert len(expected) >= 8 or kind == "RS"
+        expected = izhikevich_by_numpy(*Izhikevich.types[kind], 10.0, 600)
+        assert len(expected) >= 10
         assert spikes[kind][:10].tolist() == expected[:10]
 
     def test_published_patterns(self, spikes):
@@ -337,7 +348,7 @@ class TestIzhikevich:
         bursts = gaps["CH"]
         assert ((bursts > 4 * bursts.min()).sum() >= 5) & (bursts.min() <= 4)  # burst after burst
         assert len(spikes["FS"]) > 2 * len(spikes["RS"])
-        assert gaps["FS"][3:].max() - gaps["FS"][3:].min() <= 1  # without adaptation
+        assert gaps["FS"][-15:].mean() < 1.2 * gaps["FS"][3:18].mean()  # without adaptation
         assert len(spikes["LTS"]) > len(spikes["RS"])
         assert gaps["LTS"][0] < gaps["LTS"][-1]
 
@@ -382,15 +393,12 @@ class TestResonance:
         assert abs(frequencies[amplitude.argmax()].item() - 40.0) <= 2.5
 
     def test_two_pulses_in_phase_make_a_spike_and_in_antiphase_none(self):
-        layer = ResonateAndFire(1, frequency=50.0, tau=50.0, threshold=1.5)  # a period of 20 ms
-        answers = []
-        for gap in range(5, 41):
-            x = torch.zeros(100, 1, 1)
-            x[0], x[gap] = 1.0, 1.0
-            answers.append(bool(layer(x)[0].any()))
-        fire = [gap for gap, answer in zip(range(5, 41), answers, strict=True) if answer]
+        layer, gaps = ResonateAndFire(1, frequency=50.0, tau=50.0, threshold=1.5), torch.arange(5, 41)  # 20 ms a period
+        x = torch.zeros(80, len(gaps), 1)
+        x[0], x[gaps, torch.arange(len(gaps))] = 1.0, 1.0
+        fire = set(gaps[layer(x)[0].sum((0, 2)) > 0].tolist())
         assert 20 in fire
-        assert not {10, 30} & set(fire)
+        assert not {10, 30} & fire
 
     def test_inhibition_alone_can_make_it_fire(self):
         # a negative pulse, then the rebound half a period later: what an integrator never does
@@ -425,7 +433,7 @@ class TestCompartments:
 
     def test_follows_the_differential_equation_as_steps_shorten(self):
         layer = TwoCompartment(1, tau_soma=8.0, tau_dend=15.0, backprop=0.0, plateau=3.0, threshold=99.0, dt=0.02)
-        v, d = trace(layer, constant(0.8, 1000), "v", "d")
+        _, state = layer(constant(0.8, 1000))
 
         def slope(_, y):
             v, d = y
@@ -433,7 +441,7 @@ class TestCompartments:
             return [(-v + 1.0 * (d - v)) / 8.0, (-d + 0.8 + plateau + 0.3 * (v - d)) / 15.0]
 
         exact = solve_ivp(slope, (0, 20), [0, 0], rtol=1e-9, atol=1e-9).y[:, -1]
-        assert (v[-1].item(), d[-1].item()) == pytest.approx(tuple(exact), rel=0.01)
+        assert (state.v.item(), state.d.item()) == pytest.approx(tuple(exact), rel=0.01)
 
     def test_a_plateau_outlasts_its_input(self):
         layer = TwoCompartment(2, plateau=torch.tensor([0.0, 4.0]), threshold=99.0)
@@ -478,11 +486,17 @@ class TestCompartments:
             assert (gain > 2) == favours
 
     def test_dendrites_before_a_soma_learn(self):
-        net = Sequential(torch.nn.Linear(5, 12), Dendrite(3, branches=4, learn=("tau", "conductance")), TwoCompartment(3))
+        net = Sequential(
+            torch.nn.Linear(5, 12), Dendrite(3, branches=4, learn=("tau", "conductance")), TwoCompartment(3)
+        )
         out, _ = net(torch.rand(20, 2, 5) * 4)
         out.sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
-        for wrong in (lambda: Dendrite(3, branches=0), lambda: Dendrite((3, 2)), lambda: Dendrite(3)(torch.rand(5, 2, 3))):
+        for wrong in (
+            lambda: Dendrite(3, branches=0),
+            lambda: Dendrite((3, 2)),
+            lambda: Dendrite(3)(torch.rand(5, 2, 3)),
+        ):
             with pytest.raises(ShapeError):
                 wrong()
         with pytest.raises(UnknownNameError):

@@ -1,4 +1,4 @@
-"""What every neuron layer promises: time first, explicit state, pieces equal the whole, fused equals eager, ports, errors.
+"""What every neuron layer promises: time first, explicit state, pieces that equal the whole, two paths, ports, errors.
 
 A layer that is new is added to `LAYERS`.
 """
@@ -123,7 +123,9 @@ class TestContract:
 
     def test_in_a_sequential_in_double_precision(self, name):
         layer = build(name)
-        net = nn.Sequential(torch.nn.Linear(4, U * getattr(layer, "branches", 1)), layer, torch.nn.Linear(U, 2)).double()
+        net = nn.Sequential(
+            torch.nn.Linear(4, U * getattr(layer, "branches", 1)), layer, torch.nn.Linear(U, 2)
+        ).double()
         out, states = net(torch.rand(6, 2, 4, dtype=torch.float64))
         assert out.dtype == torch.float64
         assert all(part.dtype == torch.float64 for part in states[1])
@@ -270,3 +272,10 @@ def test_refractory_time_in_ms_bounds_the_intervals(name):
         build(name, refractory=-1.0)
     with pytest.raises(UnsupportedError):
         build(name, refractory=2.0, smooth=True)
+
+
+@pytest.mark.parametrize("name", ["ALIF", "COBA", "TwoCompartment"])
+def test_weights_in_front_can_be_scaled_until_it_fires(name):
+    net = nn.Sequential(torch.nn.Linear(20, U), build(name))
+    rates = nn.init_firing_(net, torch.rand(50, 16, 20), rate=0.05, tolerance=0.4)
+    assert rates["1"] == pytest.approx(0.05, rel=0.5)
