@@ -9,6 +9,7 @@ from torch import Tensor
 from plexus.errors import RangeError, UnknownNameError, UnsupportedError
 from plexus.kernels._lif_model import LIF_DYNAMICS
 from plexus.kernels._neuron import BackendName, Neuron, Slope
+from plexus.kernels._products import SparseWeight
 from plexus.units._port import Port
 
 __all__ = ["LIFState", "lif"]
@@ -44,6 +45,7 @@ def lif(
     surrogate: Slope = "arctan",
     smooth: bool = False,
     port: Port | None = None,
+    recurrent: Tensor | SparseWeight | None = None,
     backend: BackendName = "auto",
 ) -> tuple[Tensor, LIFState]:
     """Leaky integrate-and-fire neurons over time: `spikes, state = lif(current, decay=0.9)`.
@@ -73,6 +75,8 @@ def lif(
         surrogate: a `Surrogate`, the name of one, or a function u -> dz/du (which runs the eager reference).
         smooth: emit 1/2 + the surrogate's integral instead of a spike, so that all derivatives are true ones.
         port: gain and clamp of what each unit emits. `[unit]`, or the first of several unit dimensions.
+        recurrent: weight W through which the units drive one another: x[t] + W z[t-1] takes the place of x[t].
+            `[unit (to), unit (from)]`, or a `SparseWeight`; several dimensions of units count as one.
         backend: `"fused"` raises where the fused loop cannot run, `"eager"` asks for the reference.
 
     Returns:
@@ -115,5 +119,6 @@ def lif(
         surrogate=surrogate,
         smooth=smooth,
         port=port,
+        recurrent=recurrent,
         backend=backend,
     )

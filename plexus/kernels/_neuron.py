@@ -8,14 +8,21 @@ A new model is its `step` and `adjoint` (see `_frame`), a state, and a function 
 
     _neuron = Neuron(MY_DYNAMICS, MyState)
 
-    def my(x, state=None, *, decay, threshold=1.0, surrogate="arctan", smooth=False, port=None, backend="auto"):
+    def my(x, state=None, *, decay, threshold=1.0, surrogate="arctan", smooth=False, port=None, recurrent=None,
+           backend="auto"):
         numbers = {"decay": decay, "threshold": threshold}      # parameters and settings, without those of the port
-        return _neuron(x, state, numbers, surrogate=surrogate, smooth=smooth, port=port, backend=backend)
+        return _neuron(x, state, numbers, surrogate=surrogate, smooth=smooth, port=port, recurrent=recurrent,
+                       backend=backend)
+
+A module whose `forward(x, state=None, *, recurrent=None)` hands `recurrent` on to that function runs fused inside
+`nn.Recurrent`; without that it runs there step by step.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor
@@ -23,13 +30,16 @@ from torch import Tensor
 from plexus.errors import DeviceError, DtypeError, ShapeError, UnsupportedError
 from plexus.kernels._frame import PORT, Dynamics, options_key
 from plexus.kernels._operator import Operator
+from plexus.kernels._products import SparseWeight
+from plexus.kernels._recurrent import RecurrentOperator
 from plexus.kernels._surrogate import Surrogate
 from plexus.units._port import Port
 
-__all__ = ["BackendName", "Neuron", "Slope"]
+__all__ = ["BackendName", "Neuron", "Recurrence", "Slope"]
 
 BackendName = Literal["auto", "fused", "eager"]
 Slope = Surrogate | str | Callable[[Tensor], Tensor]
+Recurrence = Tensor | SparseWeight | Sequence[Tensor | SparseWeight | None] | None
 State = TypeVar("State", bound=tuple[Tensor, ...])
 
 
@@ -45,6 +55,7 @@ class Neuron(Generic[State]):
         assert state._fields == dynamics.memory, "the state's fields are the model's states and counters"  # type: ignore[attr-defined]
         self.dynamics, self.state = dynamics, state
         self.operator = Operator(dynamics)
+        self.recurrent = None if dynamics.echo is None else RecurrentOperator(dynamics)
         self._make: Callable[..., State] = state
 
     def __call__(
@@ -59,6 +70,7 @@ class Neuron(Generic[State]):
         surrogate: Slope = "arctan",
         smooth: bool = False,
         port: Port | None = None,
+        recurrent: Recurrence = None,
         backend: BackendName = "auto",
     ) -> tuple[Tensor, State]:
         """Run the model over time.
@@ -73,6 +85,9 @@ class Neuron(Generic[State]):
             surrogate: a `Surrogate`, its name, or a function u -> dz/du.
             smooth: emit the smooth spike.
             port: gain and clamp of what each unit emits.
+            recurrent: weight through which the units drive one another one step later, `[unit (to), unit (from)]` or a
+                `SparseWeight`; with several inputs a sequence, one weight or None for each. Several dimensions of units
+                count as one.
             backend: `"fused"` raises where the fused loop cannot run, `"eager"` asks for the reference.
 
         Returns:
@@ -93,21 +108,23 @@ class Neuron(Generic[State]):
         memory = self._memory(state, x, start or {})
         assert chosen.width is not None
         plain = [*map(float, constants), float(chosen.width), float(chosen.height)]
+        operator: Any = self.operator
+        weights: tuple[list[Tensor], ...] = ()
+        if recurrent is not None:
+            operator, weights = self.recurrent, recurrent_weights(recurrent, x, self.dynamics)
         blocked = (
             "the surrogate is a Python function"
             if slope is not None
             else f"{x.dtype} on {x.device.type} has none"
-            if not self.operator.takes(x)
+            if not operator.takes(x)
             else "gradients are asked of the port or of a setting"
             if any(c.requires_grad for c in settings)
             else None
         )
         if backend == "fused" and blocked:
             raise UnsupportedError("there is no fused loop for this call", given=blocked, mend='use backend="auto"')
-        if backend == "eager" or blocked:
-            out, *after = self.operator.eager(inputs, memory, columns, plain, key, slope)
-        else:
-            out, *after = self.operator(inputs, memory, columns, plain, key)
+        run = partial(operator.eager, slope=slope) if backend == "eager" or blocked else operator
+        out, *after = run(inputs, memory, columns, *weights, plain, key)
         return out, self._make(*after)
 
     def _memory(self, state: State | None, x: Tensor, start: Mapping[str, Tensor | float]) -> Sequence[Tensor]:
@@ -188,6 +205,48 @@ def column(name: str, number: Tensor | float, x: Tensor) -> Tensor:
         raise ShapeError(
             f"{name} does not fit the units", given=tuple(number.shape), expected=f"one number or {tuple(x.shape[2:])}"
         ) from error
+
+
+def recurrent_weights(
+    recurrent: Tensor | SparseWeight | Sequence[Tensor | SparseWeight | None], x: Tensor, dynamics: Dynamics
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights, one for each input, and the places of the sparse ones; empty tensors where there are none."""
+    if dynamics.echo is None:
+        raise UnsupportedError(
+            f"{dynamics.name} does not remember what it emitted, so it cannot be recurrent", mend="use recurrent=None"
+        )
+    listed = [recurrent] if isinstance(recurrent, (Tensor, SparseWeight)) else list(recurrent)
+    if len(listed) != len(dynamics.inputs):
+        raise ShapeError(
+            "the recurrent weights do not match the inputs",
+            given=f"{len(listed)} weights",
+            expected=f"one for each of {dynamics.inputs}, None for none",
+        )
+    units = math.prod(x.shape[2:])
+    nothing = x.new_zeros(0)
+    weights: list[Tensor] = []
+    places: list[Tensor] = []
+    for weight in listed:
+        values = nothing if weight is None else weight if isinstance(weight, Tensor) else weight.values
+        found = (nothing.long(), nothing.long()) if not isinstance(weight, SparseWeight) else tuple(weight)[1:]
+        size = (units, units) if not isinstance(weight, SparseWeight) else (len(weight.targets),)
+        if weight is not None and (values.shape != size or (found[0].numel() not in (0, units + 1))):
+            raise ShapeError(
+                "the recurrent weight does not fit the units",
+                given=tuple(values.shape) if isinstance(weight, Tensor) else f"{found[0].numel() - 1} units",
+                expected=f"[{units}, {units}]: [unit (to), unit (from)]",
+            )
+        if values.dtype != x.dtype:
+            raise DtypeError(
+                "the recurrent weight has another dtype than the input", given=values.dtype, expected=x.dtype
+            )
+        if values.device != x.device:
+            raise DeviceError(
+                "the recurrent weight lies on another device than the input", given=values.device, expected=x.device
+            )
+        weights.append(values)
+        places += found
+    return weights, places
 
 
 def port_columns(port: Port | None, x: Tensor) -> list[Tensor]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from plexus.kernels import _numba
+from plexus.kernels import _numba, _recurrent_loop
 from plexus.kernels._frame import Dynamics, eager_loop, options_from, spike_function
 
 __all__ = ["BACKENDS", "Backend", "Operator"]
@@ -34,23 +35,83 @@ class Backend:
     dtypes: tuple[torch.dtype, ...]
     forward: Callable[..., list[Tensor]]
     backward: Callable[..., list[Tensor]]
+    recurrent_forward: Callable[..., list[Tensor]] | None = None
+    recurrent_backward: Callable[..., list[Tensor]] | None = None
 
 
 BACKENDS: dict[str, Backend] = {
-    "cpu": Backend("numba", (torch.float32, torch.float64), _numba.forward, _numba.backward),
+    "cpu": Backend(
+        "numba",
+        (torch.float32, torch.float64),
+        _numba.forward,
+        _numba.backward,
+        _recurrent_loop.recurrent_forward,
+        _recurrent_loop.recurrent_backward,
+    ),
 }
 
 
-def _transformed() -> bool:
-    """Is a `torch.func` transform active?"""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _is_dual(tensors: Sequence[Tensor]) -> bool:
-    """Does a forward-mode tangent ride on one of the tensors?"""
+def out_of_reach(tensors: Sequence[Tensor]) -> bool:
+    """Is there a `torch.func` transform or a forward-mode tangent, for which an operator has no rule?"""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
     if forward_ad._current_level < 0:
         return False
     return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def with_echo(dynamics: Dynamics, out: Tensor, memory: Sequence[Tensor], after: list[Tensor]) -> tuple[Tensor, ...]:
+    """Output and states, the one that echoes the output cut from it: so autograd sees where it comes from."""
+    if dynamics.echo is not None:
+        echo = dynamics.states.index(dynamics.echo)
+        after = [*after[:echo], out[-1].clone() if len(out) else memory[echo], *after[echo:]]
+    return (out, *after)
+
+
+def filled_grads(
+    dynamics: Dynamics, like: Tensor, memory: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of the output and of all states, from those of what an operator returns; zeros where there are none."""
+    grad, incoming = grads[0], iter(grads[1:])
+    if grad is None:
+        grad = like.new_zeros(like.shape[1:]).expand(like.shape)
+    states = []
+    for name, m in zip(dynamics.states, memory, strict=False):
+        given = None if name == dynamics.echo else next(incoming)
+        states.append(torch.zeros_like(m) if given is None else given)
+    return grad, states
+
+
+def summed_over_samples(found: Sequence[Tensor], columns: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients of the parameters from one number per column; None for the settings after them."""
+    sums: list[Tensor | None] = [
+        g.sum().reshape(1) if column.numel() == 1 else g.sum(0) for g, column in zip(found, columns, strict=False)
+    ]
+    return sums + [None] * (len(columns) - len(sums))
+
+
+def gradients_again(
+    run: Callable[..., tuple[Tensor, ...]],
+    dynamics: Dynamics,
+    groups: Sequence[Sequence[Tensor]],
+    grads: Sequence[Tensor | None],
+) -> list[list[Tensor | None]]:
+    """Gradients that can be differentiated again, by the eager reference `run(*groups)`; grouped like the tensors."""
+    with torch.enable_grad():
+        copies = [[t.view_as(t) for t in group] for group in groups]
+        outputs = list(run(*copies))
+        if dynamics.echo is not None:
+            outputs.pop(1 + dynamics.states.index(dynamics.echo))
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None and o.requires_grad]
+        wanted = [c for group in copies for c in group if c.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
+            )
+        )
+    return [[next(found) if c.requires_grad else None for c in group] for group in copies]
 
 
 class Operator:
@@ -58,7 +119,6 @@ class Operator:
 
     def __init__(self, dynamics: Dynamics) -> None:
         self.dynamics = dynamics
-        self._echo = None if dynamics.echo is None else dynamics.states.index(dynamics.echo)
         name = f"plexus::{dynamics.name}"
         schema = "(Tensor[] inputs, Tensor[] memory, Tensor[] columns, float[] constants, str options) -> Tensor[]"
         self._forward = torch.library.custom_op(name, self._run, mutates_args=(), schema=schema)
@@ -79,13 +139,10 @@ class Operator:
         constants: Sequence[float],
         options: str,
     ) -> tuple[Tensor, ...]:
-        if not torch.compiler.is_compiling() and (_transformed() or _is_dual([*inputs, *memory, *columns])):
+        if out_of_reach([*inputs, *memory, *columns]):
             return self.eager(inputs, memory, columns, constants, options)
         out, *after = self._forward(list(inputs), list(memory), list(columns), list(constants), options)
-        if self._echo is not None:
-            # cut from the output here, so that autograd sees where it comes from
-            after.insert(self._echo, out[-1].clone() if len(out) else memory[self._echo])
-        return (out, *after)
+        return with_echo(self.dynamics, out, memory, after)
 
     def takes(self, x: Tensor) -> bool:
         """Is there a fused loop for this tensor's device and dtype?"""
@@ -116,7 +173,8 @@ class Operator:
         self, inputs: list[Tensor], memory: list[Tensor], columns: list[Tensor], constants: list[float], options: str
     ) -> list[Tensor]:
         x = inputs[0]
-        return [x.new_empty(x.shape), *(m.new_empty(m.shape) for k, m in enumerate(memory) if k != self._echo)]
+        kept = [m for name, m in zip(self.dynamics.memory, memory, strict=True) if name != self.dynamics.echo]
+        return [x.new_empty(x.shape), *(m.new_empty(m.shape) for m in kept)]
 
     def _run_back(
         self,
@@ -162,48 +220,19 @@ class Operator:
     def _differentiate(self, ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
         d, saved = self.dynamics, ctx.saved_tensors
         first, second = ctx.ends
-        inputs, memory, columns = saved[:first], saved[first:second], saved[second:]
+        inputs, memory, columns = list(saved[:first]), list(saved[first:second]), list(saved[second:])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self._differentiate_eagerly(ctx, grads, saved)
-        grad = grads[0]
-        if grad is None:
-            grad = inputs[0].new_zeros(inputs[0].shape[1:]).expand(inputs[0].shape)
-        incoming = iter(grads[1:])
-        grad_states = [torch.zeros_like(m) if k == self._echo else next(incoming) for k, m in enumerate(memory)]
-        grad_states = [
-            torch.zeros_like(m) if g is None else g for g, m in zip(grad_states[: len(d.states)], memory, strict=False)
-        ]
-        found = self._backward(
-            list(inputs), list(memory), list(columns), ctx.constants, ctx.options, grad, grad_states, ctx.learn
+            return (*gradients_again(partial(self._eagerly, ctx), d, (inputs, memory, columns), grads), None, None)
+        grad, grad_states = filled_grads(d, inputs[0], memory, grads)
+        found = self._backward(inputs, memory, columns, ctx.constants, ctx.options, grad, grad_states, ctx.learn)
+        d_inputs, d_states, d_columns = (
+            found[:first],
+            found[first : first + len(d.states)],
+            found[first + len(d.states) :],
         )
-        d_inputs, found = found[:first], found[first:]
-        d_memory: list[Tensor | None] = [*found[: len(d.states)], *(None for _ in d.counters)]
-        d_columns: list[Tensor | None] = [None] * len(columns)
-        if ctx.learn:
-            for k, (summand, column) in enumerate(zip(found[len(d.states) :], columns, strict=False)):
-                d_columns[k] = (
-                    summand.sum().reshape(1) if column.numel() == 1 else summand.reshape(-1, column.numel()).sum(0)
-                )
-        return d_inputs, d_memory, d_columns, None, None
+        d_memory: list[Tensor | None] = [*d_states, *(None for _ in d.counters)]
+        return d_inputs, d_memory, summed_over_samples(d_columns if ctx.learn else [], columns), None, None
 
-    def _differentiate_eagerly(
-        self, ctx: Any, grads: Sequence[Tensor | None], saved: Sequence[Tensor]
-    ) -> tuple[Any, ...]:
-        """Gradients that can be differentiated again."""
-        first, second = ctx.ends
-        with torch.enable_grad():
-            copies = [t.view_as(t) for t in saved]
-            outputs = list(
-                self.eager(copies[:first], copies[first:second], copies[second:], ctx.constants, ctx.options)
-            )
-            if self._echo is not None:
-                outputs.pop(1 + self._echo)
-            pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
-            wanted = [c for c in copies if c.requires_grad]
-            found = iter(
-                torch.autograd.grad(
-                    [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
-                )
-            )
-        result = [next(found) if c.requires_grad else None for c in copies]
-        return result[:first], result[first:second], result[second:], None, None
+    def _eagerly(self, ctx: Any, *groups: Any) -> tuple[Tensor, ...]:
+        inputs, memory, columns = groups
+        return self.eager(inputs, memory, columns, ctx.constants, ctx.options)

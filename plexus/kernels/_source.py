@@ -11,7 +11,7 @@ from typing import Any
 from plexus.kernels._frame import Dynamics, Options
 from plexus.kernels._surrogate import SURROGATES
 
-__all__ = ["CHUNK", "source"]
+__all__ = ["CHUNK", "Loops", "head", "indent", "source"]
 
 CHUNK = 2048  # columns a chunk may have at most: its state and parameters stay in the first two levels of cache
 
@@ -100,20 +100,23 @@ def _helper(name: str, function: Callable[..., Any], o: Options, shape: str) -> 
     return f"\n@njit(forceinline=True, error_model='numpy')\ndef {name}(u, width, height):\n{lines}"
 
 
-def source(dynamics: Dynamics, o: Options, dtype: str, uniform: bool, learn: bool) -> str:
-    """The module that holds this model's fused loops, as text."""
+def head(o: Options, dtype: str) -> str:
+    """What the loops of every model begin with: the dialect on scalars, the spike and its slope."""
     kind = SURROGATES[o.surrogate]
     text = _HEAD.format(dtype=dtype, chunk=CHUNK) + _helper("slope", kind.derivative, o, "height * ({})")
     if o.smooth:
-        text += _helper("spike", kind.integral, o, "_f(0.5) + height * ({})")
-    else:
-        relation = ">=" if o.inclusive else ">"
-        text += "\n@njit(forceinline=True)\ndef spike(u, width, height):\n"
-        text += f"    return _f(1.0) if u {relation} _f(0.0) else _f(0.0)\n"
-    return text + _Loops(dynamics, o, uniform, learn).text()
+        return text + _helper("spike", kind.integral, o, "_f(0.5) + height * ({})")
+    relation = ">=" if o.inclusive else ">"
+    text += "\n@njit(forceinline=True)\ndef spike(u, width, height):\n"
+    return text + f"    return _f(1.0) if u {relation} _f(0.0) else _f(0.0)\n"
 
 
-class _Loops:
+def source(dynamics: Dynamics, o: Options, dtype: str, uniform: bool, learn: bool) -> str:
+    """The module that holds this model's fused loops, as text."""
+    return head(o, dtype) + Loops(dynamics, o, uniform, learn).text()
+
+
+class Loops:
     """Writes the loops.
 
     A chunk's numbers lie in one scratch array, section after section of C, so that the compiler sees that they do not
@@ -199,8 +202,8 @@ class _Loops:
 @njit(error_model='numpy')
 def _forward_row({self.names("x")}, out, S, n, {self.scalars}):
     for j in range(n):
-{_indent(body, 8)}
-{_indent(keep, 8)}
+{indent(body, 8)}
+{indent(keep, 8)}
 """
 
     def forward(self) -> str:
@@ -210,17 +213,17 @@ def _forward_row({self.names("x")}, out, S, n, {self.scalars}):
 def forward({self.strided}, out, steps, total, units, {self.values}{"".join(f"f_{n}, " for n in ends)}
             {self.numbers}, chunk, start, stop):
     S = np.empty({len(self.sections)} * C, np.dtype(_f))
-{_indent(self.head(), 4)}
+{indent(self.head(), 4)}
     for first in range(start, stop, chunk):
         n = min(chunk, stop - first)
-{_indent(self.load(), 8)}
+{indent(self.load(), 8)}
         for t in range(steps):
-{_indent(self.at_inputs, 12)}
+{indent(self.at_inputs, 12)}
             at_out = t * total + first
             _forward_row({self.slices("x", "")}, out[at_out:at_out + n], S, n, {self.scalars})
         for j in range(n):
             pass
-{_indent("".join(f"f_{n}[first + j] = {self.at(n)}{chr(10)}" for n in ends), 12)}
+{indent("".join(f"f_{n}[first + j] = {self.at(n)}{chr(10)}" for n in ends), 12)}
 """
 
     def backward_rows(self) -> str:
@@ -245,12 +248,12 @@ def forward({self.strided}, out, steps, total, units, {self.values}{"".join(f"f_
 @njit(error_model='numpy')
 def _again_row({self.names("x")}, S, n, {self.kept}{self.scalars}):
     for j in range(n):
-{_indent(again, 8)}
+{indent(again, 8)}
 
 @njit(error_model='numpy')
 def _back_row({self.names("x")}, grad, {self.names("dx")}, S, n, {self.kept}{self.scalars}):
     for j in range(n):
-{_indent(back, 8)}
+{indent(back, 8)}
 """
 
     @property
@@ -270,20 +273,20 @@ def backward({self.strided}, grad, grad_stride, {self.names("dx")}, steps, total
              {self.numbers}, chunk, start, stop):
     S = np.empty({len(self.sections)} * C, np.dtype(_f))
     K = np.empty({len(self.carried)} * steps * chunk, np.dtype(_f))
-{_indent(self.head(), 4)}
+{indent(self.head(), 4)}
     for first in range(start, stop, chunk):
         n = min(chunk, stop - first)
-{_indent(self.load(), 8)}
+{indent(self.load(), 8)}
         for t in range(steps):
-{_indent(self.at_inputs, 12)}
+{indent(self.at_inputs, 12)}
             at_k = t * {len(self.carried)} * n
             _again_row({self.slices("x", "")}, S, n, {rows}{self.scalars})
         for j in range(n):
             pass
-{_indent(load, 12)}
+{indent(load, 12)}
         for s in range(steps):
             t = steps - 1 - s
-{_indent(self.at_inputs, 12)}
+{indent(self.at_inputs, 12)}
             at_grad = t * grad_stride + first
             at_dx = t * total + first
             at_k = t * {len(self.carried)} * n
@@ -291,9 +294,10 @@ def backward({self.strided}, grad, grad_stride, {self.names("dx")}, steps, total
                       {rows}{self.scalars})
         for j in range(n):
             pass
-{_indent(store, 12)}
+{indent(store, 12)}
 """
 
 
-def _indent(text: str, spaces: int) -> str:
+def indent(text: str, spaces: int) -> str:
+    """The lines of a text, moved to the right."""
     return textwrap.indent(text.rstrip(), " " * spaces)

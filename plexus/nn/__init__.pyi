@@ -17,6 +17,8 @@ from ._initialise import fluctuation_driven_ as fluctuation_driven_
 from ._initialise import init_firing_ as init_firing_
 from . import models as models
 from . import reservoirs as reservoirs
+from .neurons import Recurrent as Recurrent
+from ._recompute import recompute as recompute
 
 # the other neurons
 from .neurons import AdEx as AdEx

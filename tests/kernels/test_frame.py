@@ -11,6 +11,7 @@ from plexus.errors import DtypeError, ShapeError, UnsupportedError
 from plexus.kernels._dialect import clip, exp
 from plexus.kernels._frame import PORT, Dynamics, options_from, options_key
 from plexus.kernels._neuron import Neuron
+from plexus.kernels._products import SparseWeight
 from plexus.units import Port
 
 
@@ -173,6 +174,15 @@ class TestSeveralInputs:
             conductance([x, x.double()], None, numbers(), constants=(0.3,))
 
 
+class TestNumbersOfUnitsInSeveralDimensions:
+    def test_gradients_have_the_shape_of_the_units(self):
+        x = torch.rand(4, 2, 3, 2, dtype=torch.float64).requires_grad_()
+        decay = torch.rand(3, 1, dtype=torch.float64).requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda x, decay: integrator(x, None, {"decay": decay.expand(3, 2)}, backend="fused")[0], (x, decay)
+        )
+
+
 class TestOutputThatIsNoSpike:
     @pytest.mark.parametrize("squared", [False, True])
     def test_it_is_what_the_step_returns(self, squared):
@@ -196,6 +206,43 @@ class TestOutputThatIsNoSpike:
     def test_a_model_without_port_refuses_one(self):
         with pytest.raises(UnsupportedError, match="no port"):
             integrator(torch.rand(4, 2, 3), None, {"decay": 0.5}, port=Port(gain=torch.zeros(3)))
+
+
+class TestRecurrence:
+    """Recurrent weights of their own for each input of a model."""
+
+    x, y = torch.rand(2, 8, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    def test_fused_loop_equals_reference(self):
+        results = []
+        weights = [
+            (torch.rand(3, 3, dtype=torch.float64) - 0.3).requires_grad_(),
+            SparseWeight.of(torch.rand(3, 3, dtype=torch.float64)),
+        ]
+        for backend in ("fused", "eager"):
+            leaves = [t.clone().requires_grad_() for t in (self.x, self.y)]
+            out, state = conductance(leaves, None, numbers(), constants=(0.3,), recurrent=weights, backend=backend)
+            loss = (out * self.x).sum() + state.v.sum()
+            results.append((out, *state, *torch.autograd.grad(loss, [*leaves, weights[0]])))
+        assert torch.equal(results[0][0], results[1][0])
+        assert results[0][-1].any()
+        torch.testing.assert_close(results[0], results[1])
+
+    def test_one_input_alone(self):
+        weight = torch.rand(3, 3, dtype=torch.float64)
+        start = Conductances(
+            *(torch.zeros(2, 3, dtype=torch.float64) for _ in range(3)), torch.rand(2, 3, dtype=torch.float64).round()
+        )
+        one = self.x[:1].clone()
+        both, _ = conductance([one, self.y[:1]], start, numbers(), constants=(0.3,), recurrent=[weight, None])
+        moved, _ = conductance([one + start.z @ weight.T, self.y[:1]], start, numbers(), constants=(0.3,))
+        assert torch.equal(both, moved)
+        with pytest.raises(ShapeError, match="do not match the inputs"):
+            conductance([self.x, self.y], None, numbers(), constants=(0.3,), recurrent=weight)
+
+    def test_a_model_that_remembers_no_output(self):
+        with pytest.raises(match="does not remember"):
+            integrator(self.x, None, {"decay": 0.5}, recurrent=torch.zeros(3, 3).double())
 
 
 def test_options_survive_their_key():

@@ -19,9 +19,9 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 
 from torch import Tensor
 
-from plexus.errors import RangeError, UnknownNameError
+from plexus.errors import RangeError, UnknownNameError, UnsupportedError
 from plexus.kernels._adex_model import ADEX_DYNAMICS
-from plexus.kernels._neuron import Neuron
+from plexus.kernels._neuron import Neuron, Recurrence
 from plexus.nn.neurons._layer import Common, NeuronLayer, Positive, in_millivolt, positive
 from plexus.units._port import Port
 
@@ -167,9 +167,15 @@ class AdEx(NeuronLayer):
     def _start(self) -> dict[str, Tensor | float]:
         return {"v": self.e_leak}
 
-    def forward(self, x: Tensor, state: AdExState | None = None) -> tuple[Tensor, AdExState]:
+    def forward(
+        self, x: Tensor, state: AdExState | None = None, *, recurrent: Recurrence = None
+    ) -> tuple[Tensor, AdExState]:
         """Spikes `[time, batch, unit…]` of the current x in pA, and the state after the last step."""
         self._check(x)
+        if recurrent is not None and self.substeps > 1:
+            raise UnsupportedError(
+                "nothing comes back between substeps", mend="put the layer into Recurrent, which runs it step by step"
+            )
         dt = self.dt / self.substeps
         numbers = {
             "per_c": dt / self.capacitance,
@@ -184,7 +190,7 @@ class AdEx(NeuronLayer):
             "peak": self.v_peak,
         }
         if self.substeps == 1 or len(x) == 0:
-            return self._loop(x, state, numbers, dt=dt)
+            return self._loop(x, state, numbers, dt=dt, recurrent=recurrent)
         fine, state = self._loop(x.repeat_interleave(self.substeps, 0), state, numbers, dt=dt)
         # one of several spikes, as a product, so that each substep gets its gradient
         out = 1 - (1 - fine.unflatten(0, (-1, self.substeps))).prod(1)

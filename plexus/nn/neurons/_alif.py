@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, Unpack
 from torch import Tensor
 
 from plexus.kernels._alif_model import ALIF_DYNAMICS
-from plexus.kernels._neuron import Neuron
+from plexus.kernels._neuron import Neuron, Recurrence
 from plexus.nn.neurons._layer import Common, NeuronLayer, Positive, decay_of, positive
 from plexus.units._port import Port
 
@@ -124,7 +124,9 @@ class ALIF(NeuronLayer):
     def _start(self) -> dict[str, Tensor | float]:
         return {"v": self.rest}
 
-    def forward(self, x: Tensor, state: ALIFState | None = None) -> tuple[Tensor, ALIFState]:
+    def forward(
+        self, x: Tensor, state: ALIFState | None = None, *, recurrent: Recurrence = None
+    ) -> tuple[Tensor, ALIFState]:
         """Spikes `[time, batch, unit…]` of the current x, and the state after the last step."""
         self._check(x)
         decay = self.decay
@@ -141,4 +143,4 @@ class ALIF(NeuronLayer):
             "kick": self.b,
         }
         options = {"threshold_adapts": self.threshold_adapts, "current_adapts": self.current_adapts}
-        return self._loop(x, state, numbers, options)
+        return self._loop(x, state, numbers, options, recurrent=recurrent)

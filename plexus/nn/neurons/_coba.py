@@ -19,8 +19,9 @@ from typing import Literal, NamedTuple, Unpack
 
 from torch import Tensor
 
+from plexus.kernels import SparseWeight
 from plexus.kernels._coba_model import COBA_DYNAMICS
-from plexus.kernels._neuron import Neuron
+from plexus.kernels._neuron import Neuron, Recurrence
 from plexus.nn.neurons._layer import Common, NeuronLayer, Positive, decay_of, in_millivolt, positive
 from plexus.units._port import Port
 
@@ -116,8 +117,13 @@ class COBA(NeuronLayer):
     def _start(self) -> dict[str, Tensor | float]:
         return {"v": self.rest}
 
-    def forward(self, x: Tensor | tuple[Tensor, Tensor], state: COBAState | None = None) -> tuple[Tensor, COBAState]:
-        """Spikes `[time, batch, unit…]` of excitation and inhibition, and the state after the last step."""
+    def forward(
+        self, x: Tensor | tuple[Tensor, Tensor], state: COBAState | None = None, *, recurrent: Recurrence = None
+    ) -> tuple[Tensor, COBAState]:
+        """Spikes `[time, batch, unit…]` of excitation and inhibition, and the state after the last step.
+
+        Of one recurrent weight, what is positive goes to the excitatory conductance and what is negative to the other.
+        """
         numbers = {
             "rate": self.dt / self.tau_mem,
             "decay_exc": decay_of(self.dt, self.tau_exc),
@@ -128,4 +134,13 @@ class COBA(NeuronLayer):
             "threshold": self.threshold,
             "reset": self.reset_value,
         }
-        return self._loop(self._pair(x, lambda signed: (signed, -signed)), state, numbers)
+        if isinstance(recurrent, SparseWeight):
+            recurrent = tuple(recurrent._replace(values=part) for part in _of_each_sign(recurrent.values))
+        elif isinstance(recurrent, Tensor):
+            recurrent = _of_each_sign(recurrent)
+        return self._loop(self._pair(x, _of_each_sign), state, numbers, recurrent=recurrent)
+
+
+def _of_each_sign(signed: Tensor) -> tuple[Tensor, Tensor]:
+    """What is excitatory and what is inhibitory, both 0 or more."""
+    return signed.clamp(min=0), (-signed).clamp(min=0)

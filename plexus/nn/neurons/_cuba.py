@@ -24,7 +24,7 @@ from torch import Tensor
 
 from plexus.errors import UnknownNameError
 from plexus.kernels._cuba_model import CUBA_DYNAMICS
-from plexus.kernels._neuron import Neuron
+from plexus.kernels._neuron import Neuron, Recurrence
 from plexus.nn.neurons._layer import Common, NeuronLayer, Positive, decay_of, positive
 from plexus.units._port import Port
 
@@ -132,7 +132,9 @@ class CUBA(NeuronLayer):
         last = (ratio - 1).detach().clamp_min(0)
         return 1 / torch.maximum(_kernel(decay, rise, last.floor()), _kernel(decay, rise, last.ceil()))
 
-    def forward(self, x: Tensor, state: CUBAState | None = None) -> tuple[Tensor, CUBAState]:
+    def forward(
+        self, x: Tensor, state: CUBAState | None = None, *, recurrent: Recurrence = None
+    ) -> tuple[Tensor, CUBAState]:
         """Spikes `[time, batch, unit…]` of the drive x, and the state after the last step."""
         self._check(x)
         decay, decay_syn = decay_of(self.dt, self.tau_mem), decay_of(self.dt, self.tau_syn)
@@ -147,7 +149,7 @@ class CUBA(NeuronLayer):
             "rest": self.rest,
             "reset": self.reset_value,
         }
-        return self._loop(x, state, numbers, {"double": self.rises})
+        return self._loop(x, state, numbers, {"double": self.rises}, recurrent=recurrent)
 
 
 def _kernel(decay: Tensor, rise: Tensor, n: Tensor) -> Tensor:

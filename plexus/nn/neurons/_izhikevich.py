@@ -21,7 +21,7 @@ from torch import Tensor
 
 from plexus.errors import RangeError, ShapeError, UnknownNameError
 from plexus.kernels._izhikevich_model import IZHIKEVICH_DYNAMICS
-from plexus.kernels._neuron import Neuron
+from plexus.kernels._neuron import Neuron, Recurrence
 from plexus.nn.neurons._layer import Common, NeuronLayer, Positive, in_millivolt, positive
 from plexus.units._port import Port
 
@@ -144,8 +144,10 @@ class Izhikevich(NeuronLayer):
         v = torch.where(inside >= 0, (-linear - inside.clamp_min(0).sqrt()) / 0.08, torch.full_like(linear, -65.0))
         return {"v": v.detach(), "u": (self.b * v).detach()}
 
-    def forward(self, x: Tensor, state: IzhikevichState | None = None) -> tuple[Tensor, IzhikevichState]:
+    def forward(
+        self, x: Tensor, state: IzhikevichState | None = None, *, recurrent: Recurrence = None
+    ) -> tuple[Tensor, IzhikevichState]:
         """Spikes `[time, batch, unit…]` of the current x, and the state after the last step."""
         self._check(x)
         numbers = {"rate": self.a, "coupling": self.b, "reset": self.c, "jump": self.d, "peak": self.v_peak}
-        return self._loop(x, state, numbers, {"halved": self.halved}, (self.dt,))
+        return self._loop(x, state, numbers, {"halved": self.halved}, (self.dt,), recurrent=recurrent)

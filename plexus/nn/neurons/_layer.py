@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plexus.errors import DeviceError, DtypeError, RangeError, ShapeError, UnknownNameError, UnsupportedError
 from plexus.kernels import SURROGATES, Surrogate
-from plexus.kernels._neuron import BackendName, Neuron
+from plexus.kernels._neuron import BackendName, Neuron, Recurrence
 
 __all__ = ["Between", "Common", "NeuronLayer", "Positive", "decay_of", "in_millivolt", "positive"]
 
@@ -163,8 +163,12 @@ class NeuronLayer(nn.Module):
         options: Mapping[str, Any] | None = None,
         constants: Sequence[float] = (),
         dt: float | None = None,
+        recurrent: Recurrence = None,
     ) -> tuple[Tensor, Any]:
-        """The loop: numbers by the model's names; reset, refractory time and port are those of the layer."""
+        """The loop: numbers by the model's names; reset, refractory time and port are those of the layer.
+
+        `recurrent` is a weight through which the units drive one another (see `Recurrent`, which owns one).
+        """
         d = self.neuron.dynamics
         chosen = dict(options or {})
         steps = round(self.refractory / (dt or self.dt))
@@ -182,6 +186,7 @@ class NeuronLayer(nn.Module):
             surrogate=self.surrogate,
             smooth=self.smooth,
             port=getattr(self, "port", None),
+            recurrent=recurrent,
             backend=self.backend,
         )
 

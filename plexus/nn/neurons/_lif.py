@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from plexus.errors import RangeError, UnknownNameError
-from plexus.kernels import LIFState, lif
+from plexus.kernels import LIFState, SparseWeight, lif
 from plexus.kernels._lif import lif_neuron
 from plexus.nn.neurons._layer import NeuronLayer, Positive, Slope, decay_of, positive
 from plexus.units._port import Port
@@ -128,12 +128,14 @@ class LIF(NeuronLayer):
     def _start(self) -> dict[str, Tensor | float]:
         return {"v": self.rest}
 
-    def forward(self, x: Tensor, state: LIFState | None = None) -> tuple[Tensor, LIFState]:
-        """Spikes `[time, batch, unit…]` of the current x, and the state after the last step."""
-        self._check(x)
-        return self._run(x, state)
+    def forward(
+        self, x: Tensor, state: LIFState | None = None, *, recurrent: Tensor | SparseWeight | None = None
+    ) -> tuple[Tensor, LIFState]:
+        """Spikes `[time, batch, unit…]` of the current x, and the state after the last step.
 
-    def _run(self, x: Tensor, state: LIFState | None) -> tuple[Tensor, LIFState]:
+        `recurrent` is a weight through which the units drive one another (see `Recurrent`, which owns one).
+        """
+        self._check(x)
         decay = self.decay
         return lif(
             x,
@@ -151,5 +153,6 @@ class LIF(NeuronLayer):
             surrogate=self.surrogate,
             smooth=self.smooth,
             port=self.port,
+            recurrent=recurrent,
             backend=self.backend,
         )

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from plexus.errors import RangeError, UnsupportedError
-from plexus.kernels._neuron import Neuron
+from plexus.kernels._neuron import Neuron, Recurrence
 from plexus.kernels._resonate_model import BALANCED_DYNAMICS, RESONATE_DYNAMICS
 from plexus.nn.neurons._layer import Between, Common, NeuronLayer, Positive, decay_of, positive
 from plexus.units._port import Port
@@ -112,7 +112,9 @@ class ResonateAndFire(NeuronLayer):
         self._number("threshold", threshold)
         self._number("reset_value", threshold if reset_value is None else reset_value)
 
-    def forward(self, x: Tensor, state: ResonateState | None = None) -> tuple[Tensor, ResonateState]:
+    def forward(
+        self, x: Tensor, state: ResonateState | None = None, *, recurrent: Recurrence = None
+    ) -> tuple[Tensor, ResonateState]:
         """Spikes `[time, batch, unit…]` of the drive x, and the state after the last step."""
         self._check(x)
         angle, keep = 2 * math.pi * self.frequency / 1000 * self.dt, decay_of(self.dt, self.tau)
@@ -122,7 +124,7 @@ class ResonateAndFire(NeuronLayer):
             "threshold": self.threshold,
             "reset": self.reset_value,
         }
-        return self._loop(x, state, numbers)
+        return self._loop(x, state, numbers, recurrent=recurrent)
 
 
 class BalancedResonate(NeuronLayer):
@@ -180,7 +182,9 @@ class BalancedResonate(NeuronLayer):
             self._number(name, number)
         self._number("threshold", threshold)
 
-    def forward(self, x: Tensor, state: BalancedResonateState | None = None) -> tuple[Tensor, BalancedResonateState]:
+    def forward(
+        self, x: Tensor, state: BalancedResonateState | None = None, *, recurrent: Recurrence = None
+    ) -> tuple[Tensor, BalancedResonateState]:
         """Spikes `[time, batch, unit…]` of the drive x, and the state after the last step."""
         self._check(x)
         turn = 2 * math.pi * self.frequency / 1000 * self.dt
@@ -192,7 +196,7 @@ class BalancedResonate(NeuronLayer):
             "decay": decay_of(self.dt, self.tau_brake),
             "threshold": self.threshold,
         }
-        return self._loop(x, state, numbers)
+        return self._loop(x, state, numbers, recurrent=recurrent)
 
 
 def _in_range(frequency: float | Tensor, ceiling: float) -> None:

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from plexus.errors import UnknownNameError
-from plexus.kernels._neuron import Neuron
+from plexus.kernels import SparseWeight
+from plexus.kernels._neuron import Neuron, Recurrence
 from plexus.kernels._two_compartment_model import TWO_COMPARTMENT_DYNAMICS
 from plexus.nn.neurons._layer import Common, NeuronLayer, Positive, decay_of, positive
 from plexus.units._port import Port
@@ -135,9 +136,16 @@ class TwoCompartment(NeuronLayer):
         self.has_plateau = self._is_on("plateau")
 
     def forward(
-        self, x: Tensor | tuple[Tensor, Tensor], state: TwoCompartmentState | None = None
+        self,
+        x: Tensor | tuple[Tensor, Tensor],
+        state: TwoCompartmentState | None = None,
+        *,
+        recurrent: Recurrence = None,
     ) -> tuple[Tensor, TwoCompartmentState]:
-        """Spikes `[time, batch, unit…]` of the somatic and dendritic input, and the state after the last step."""
+        """Spikes `[time, batch, unit…]` of the somatic and dendritic input, and the state after the last step.
+
+        One recurrent weight leads to where one input does; a pair leads to soma and dendrite.
+        """
         to_soma, to_dendrite = self.to_soma, self.to_dendrite
         decay = decay_of(self.dt, self.tau_soma / (1 + to_soma))
         decay_dend = decay_of(self.dt, self.tau_dend / (1 + to_dendrite))
@@ -155,7 +163,10 @@ class TwoCompartment(NeuronLayer):
             "threshold": self.threshold,
             "reset": self.reset_value,
         }
-        return self._loop(self._pair(x, self._alone), state, numbers, {"plateau": self.has_plateau})
+        if isinstance(recurrent, (Tensor, SparseWeight)):
+            recurrent = (None, recurrent) if self.alone == "dendrite" else (recurrent, None)
+        options = {"plateau": self.has_plateau}
+        return self._loop(self._pair(x, self._alone), state, numbers, options, recurrent=recurrent)
 
     def _alone(self, x: Tensor) -> tuple[Tensor, Tensor]:
         nothing = torch.zeros_like(x)
