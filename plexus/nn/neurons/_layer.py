@@ -221,7 +221,7 @@ class NeuronLayer(nn.Module):
         self, x: Tensor | tuple[Tensor, Tensor], split: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """The two inputs of a layer that takes a pair, or one tensor that `split` makes into two."""
-        if isinstance(x, Tensor) or not all(isinstance(part, Tensor) for part in x):
+        if not (isinstance(x, tuple | list) and all(isinstance(part, Tensor) for part in x)):
             one: Any = x
             self._check(one)
             return split(one)
