@@ -34,7 +34,7 @@ def _eager(monkeypatch):
     monkeypatch.setattr(NeuronLayer, "backend", "eager")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _numbers_in_double_precision():
     torch.set_default_dtype(double)
     yield
@@ -238,11 +238,11 @@ def adex_by_numpy(numbers, current, steps, dt):
 
 
 @pytest.fixture(scope="module")
-def runs():
+def runs(_numbers_in_double_precision):
     """Spike times in ms of all published patterns of AdEx, 500 ms at 0.1 ms, one column each; by the fused loop."""
     names = list(AdEx.patterns)
     rows = {key: torch.tensor([AdEx.patterns[n][key] for n in names]) for key in AdEx.patterns[names[0]]}
-    layer = AdEx(len(names), **rows).double()
+    layer = AdEx(len(names), **rows)
     layer.backend = "fused"
     drive = torch.tensor([AdEx.currents[n] for n in names], dtype=double)
     spikes, _ = layer(drive.expand(5000, 1, len(names)))
@@ -322,9 +322,9 @@ def izhikevich_by_numpy(a, b, c, d, current, steps):
 
 
 @pytest.fixture(scope="module")
-def spikes():
+def spikes(_numbers_in_double_precision):
     """Spike times of all published types of Izhikevich's neuron under a current of 10; by the fused loop."""
-    layer = Izhikevich.of_type(list(Izhikevich.types)).double()
+    layer = Izhikevich.of_type(list(Izhikevich.types))
     layer.backend = "fused"
     v = torch.full((1, 7), -65.0, dtype=double)  # where the paper starts
     found, _ = layer(constant(10.0, 600, 7), layer.initial_state(1)._replace(v=v, u=v * layer.b))

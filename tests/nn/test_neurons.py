@@ -274,7 +274,7 @@ def test_refractory_time_in_ms_bounds_the_intervals(name):
         build(name, refractory=2.0, smooth=True)
 
 
-@pytest.mark.parametrize("name", ["ALIF", "COBA", "TwoCompartment"])
+@pytest.mark.parametrize("name", ["ALIF", "TwoCompartment"])
 def test_weights_in_front_can_be_scaled_until_it_fires(name):
     net = nn.Sequential(torch.nn.Linear(20, U), build(name))
     rates = nn.init_firing_(net, torch.rand(50, 16, 20), rate=0.05, tolerance=0.4)
