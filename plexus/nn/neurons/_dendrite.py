@@ -114,7 +114,7 @@ class Dendrite(NeuronLayer):
         d: Tensor
         d, after = self._loop(x.unflatten(2, self.sizes), state, numbers)
         if self.nonlinearity == "sigmoid":
-            d = torch.sigmoid((d - self.branch_threshold) / self.branch_width)
+            d = torch.sigmoid((d - self.branch_threshold.to(d.dtype)) / self.branch_width.to(d.dtype))
         return (self.conductance.to(d.dtype) * d).sum(-1), DendriteState(*after)
 
     def extra_repr(self) -> str:

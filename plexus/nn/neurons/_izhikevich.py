@@ -4,7 +4,8 @@
     du/dt = a (b v - u)
     v >= v_peak:  spike, v ← c, u ← u + d
 
-As in the paper, a step advances v by two Euler steps of dt/2 and then u by one of dt.
+As in the paper, a step advances v by two Euler steps of dt/2 and then u by one of dt. Where an edit takes spikes away,
+v stays at v_peak.
 
 Source: Izhikevich 2003, Simple model of spiking neurons; the types are those of its figure 2. Potentials in mV, time in
 ms; x is a current that moves the membrane by 1 mV per ms.
