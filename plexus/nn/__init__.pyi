@@ -17,3 +17,9 @@ from ._initialise import fluctuation_driven_ as fluctuation_driven_
 from ._initialise import init_firing_ as init_firing_
 from . import models as models
 from . import reservoirs as reservoirs
+from .neurons import AstrocyteModulated as AstrocyteModulated
+from .neurons import AstrocyteState as AstrocyteState
+from .neurons import AstrocyteUnit as AstrocyteUnit
+from .neurons import Astrocytes as Astrocytes
+from .neurons import ModulatedState as ModulatedState
+from .neurons import with_astrocytes as with_astrocytes
