@@ -20,3 +20,5 @@ from ._record import stream as stream
 from ._health import Health as Health
 from ._health import LayerHealth as LayerHealth
 from ._health import health as health
+from ._memory import MemoryProbe as MemoryProbe
+from ._memory import memory_probe as memory_probe
