@@ -4,3 +4,6 @@ from ._operator import BACKENDS as BACKENDS
 from ._operator import Backend as Backend
 from ._surrogate import SURROGATES as SURROGATES
 from ._surrogate import Surrogate as Surrogate
+from ._astrocyte import AstrocyteLoop as AstrocyteLoop
+from ._astrocyte import astrocyte_loop as astrocyte_loop
+from ._decaying_sum import decaying_sum as decaying_sum

@@ -22,3 +22,9 @@ from .neurons import SignedIFState as SignedIFState
 from ._conversion import QuantisedReLU as QuantisedReLU
 from ._conversion import convert_quantised as convert_quantised
 from ._conversion import quantise_activations as quantise_activations
+from .neurons import AstrocyteModulated as AstrocyteModulated
+from .neurons import AstrocyteState as AstrocyteState
+from .neurons import AstrocyteUnit as AstrocyteUnit
+from .neurons import Astrocytes as Astrocytes
+from .neurons import ModulatedState as ModulatedState
+from .neurons import with_astrocytes as with_astrocytes

@@ -29,3 +29,5 @@ from ._latency import fit_confidence_scale as fit_confidence_scale
 from ._latency import latency_accuracy_curve as latency_accuracy_curve
 from ._latency import oracle_latency as oracle_latency
 from ._latency import pareto_front as pareto_front
+from ._memory import MemoryProbe as MemoryProbe
+from ._memory import memory_probe as memory_probe
