@@ -28,3 +28,4 @@ from .neurons import AstrocyteUnit as AstrocyteUnit
 from .neurons import Astrocytes as Astrocytes
 from .neurons import ModulatedState as ModulatedState
 from .neurons import with_astrocytes as with_astrocytes
+from . import decoding as decoding

@@ -15,12 +15,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from plexus.errors import DtypeError, RangeError, ShapeError, UnknownNameError
-from plexus.kernels import exponential_filter
+from plexus.kernels import decaying_sum
 from plexus.nn import decoding
 
 __all__ = [
@@ -43,8 +42,9 @@ def cross_entropy_count(spikes: Tensor, y: Tensor) -> Tensor:
         y: labels `[batch]`.
 
     Examples:
-        >>> cross_entropy_count(torch.zeros(5, 2, 4), torch.tensor([0, 3])).item() == math.log(4)
-        True
+        >>> import torch
+        >>> round(cross_entropy_count(torch.zeros(5, 2, 4), torch.tensor([0, 3])).item(), 4)                 # ln 4
+        1.3863
     """
     _check(spikes, y)
     return cross_entropy(decoding.count(spikes), y)
@@ -60,6 +60,7 @@ def cross_entropy_latency(spikes: Tensor, y: Tensor, tau: float = 5.0, dt: float
         dt: length of a step, ms.
 
     Examples:
+        >>> import torch
         >>> spikes = torch.zeros(5, 1, 2)
         >>> spikes[1, 0, 0] = 1.0
         >>> cross_entropy_latency(spikes, torch.tensor([0])) < cross_entropy_latency(spikes, torch.tensor([1]))
@@ -80,8 +81,9 @@ def cross_entropy_membrane(potential: Tensor, y: Tensor, of: Literal["peak", "me
         of: which number of the potential counts.
 
     Examples:
-        >>> cross_entropy_membrane(torch.zeros(5, 2, 4), torch.tensor([0, 3])).item() == math.log(4)
-        True
+        >>> import torch
+        >>> round(cross_entropy_membrane(torch.zeros(5, 2, 4), torch.tensor([0, 3])).item(), 4)                 # ln 4
+        1.3863
     """
     _check(potential, y)
     if of not in _POTENTIALS:
@@ -97,8 +99,9 @@ def cross_entropy_over_time(potential: Tensor, y: Tensor) -> Tensor:
         y: labels `[batch]`.
 
     Examples:
-        >>> cross_entropy_over_time(torch.zeros(5, 2, 4), torch.tensor([0, 3])).item() == math.log(4)
-        True
+        >>> import torch
+        >>> round(cross_entropy_over_time(torch.zeros(5, 2, 4), torch.tensor([0, 3])).item(), 4)                 # ln 4
+        1.3863
     """
     _check(potential, y)
     return cross_entropy(potential.flatten(0, 1), y.expand(potential.shape[:2]).flatten())
@@ -113,6 +116,7 @@ def spike_count_loss(spikes: Tensor, y: Tensor, right: float = 0.8, wrong: float
         right, wrong: wanted share of steps, in [0, 1].
 
     Examples:
+        >>> import torch
         >>> round(spike_count_loss(torch.zeros(5, 1, 2), torch.tensor([0]), right=1.0, wrong=0.0).item(), 6)
         0.5
     """
@@ -134,6 +138,7 @@ def van_rossum_loss(spikes: Tensor, target: Tensor, tau: float = 20.0, dt: float
         dt: length of a step, ms.
 
     Examples:
+        >>> import torch
         >>> z = torch.zeros(500, 1, 1)
         >>> target = z.clone()
         >>> target[0] = 1.0
@@ -148,7 +153,7 @@ def van_rossum_loss(spikes: Tensor, target: Tensor, tau: float = 20.0, dt: float
         )
     if not (tau > 0 and dt > 0):
         raise RangeError("times must be positive", given=(tau, dt), expected="ms > 0")
-    traces = exponential_filter(spikes - target, math.exp(-dt / tau))
+    traces, _ = decaying_sum(spikes - target, decay=math.exp(-dt / tau))
     return traces.square().sum() * (dt / tau) / spikes.shape[1]
 
 
