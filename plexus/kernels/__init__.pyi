@@ -6,3 +6,6 @@ from ._surrogate import SURROGATES as SURROGATES
 from ._surrogate import Surrogate as Surrogate
 from ._products import SparseWeight as SparseWeight
 from ._events import spike_linear as spike_linear
+from ._astrocyte import AstrocyteLoop as AstrocyteLoop
+from ._astrocyte import astrocyte_loop as astrocyte_loop
+from ._decaying_sum import decaying_sum as decaying_sum

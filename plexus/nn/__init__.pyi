@@ -49,3 +49,10 @@ from .neurons import ResonateState as ResonateState
 from .neurons import TwoCompartment as TwoCompartment
 from .neurons import TwoCompartmentState as TwoCompartmentState
 from ._spiking_linear import SpikingLinear as SpikingLinear
+from .neurons import AstrocyteModulated as AstrocyteModulated
+from .neurons import AstrocyteState as AstrocyteState
+from .neurons import AstrocyteUnit as AstrocyteUnit
+from .neurons import Astrocytes as Astrocytes
+from .neurons import ModulatedState as ModulatedState
+from .neurons import with_astrocytes as with_astrocytes
+from . import decoding as decoding

@@ -28,3 +28,9 @@ from ._resonate import ResonateAndFire as ResonateAndFire
 from ._resonate import ResonateState as ResonateState
 from ._two_compartment import TwoCompartment as TwoCompartment
 from ._two_compartment import TwoCompartmentState as TwoCompartmentState
+from ._astrocyte import AstrocyteModulated as AstrocyteModulated
+from ._astrocyte import AstrocyteState as AstrocyteState
+from ._astrocyte import AstrocyteUnit as AstrocyteUnit
+from ._astrocyte import Astrocytes as Astrocytes
+from ._astrocyte import ModulatedState as ModulatedState
+from ._astrocyte import with_astrocytes as with_astrocytes
