@@ -23,3 +23,8 @@ from .neurons import AstrocyteUnit as AstrocyteUnit
 from .neurons import Astrocytes as Astrocytes
 from .neurons import ModulatedState as ModulatedState
 from .neurons import with_astrocytes as with_astrocytes
+from .neurons import SignedIF as SignedIF
+from .neurons import SignedIFState as SignedIFState
+from ._conversion import QuantisedReLU as QuantisedReLU
+from ._conversion import convert_quantised as convert_quantised
+from ._conversion import quantise_activations as quantise_activations

@@ -7,3 +7,5 @@ from ._astrocyte import AstrocyteUnit as AstrocyteUnit
 from ._astrocyte import Astrocytes as Astrocytes
 from ._astrocyte import ModulatedState as ModulatedState
 from ._astrocyte import with_astrocytes as with_astrocytes
+from ._signed_if import SignedIF as SignedIF
+from ._signed_if import SignedIFState as SignedIFState
