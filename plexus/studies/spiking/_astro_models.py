@@ -36,6 +36,7 @@ class Sizes(Protocol):
     listen: float
     membrane: float
     chrono: bool
+    tied: bool
 
 
 class DiagonalSSM(nn.Module):
@@ -145,5 +146,5 @@ def _spiking(config: Sizes, method: str, symbols: int, seed: int) -> nn.Module:
         )
 
     return AstroSNN(
-        symbols, width=config.width, layers=config.layers, mix=config.width, unit=unit, generator=generator
+        symbols, width=config.width, layers=config.layers, mix=config.width, unit=unit, tied=config.tied, generator=generator
     )
