@@ -1,4 +1,4 @@
-"""The language model of astrocytes: generation with a state, saving, padding, documents, counts; and the memory probe."""
+"""The language model of astrocytes: generation, saving, padding, documents, counts; and the memory probe."""
 
 import subprocess
 import sys
@@ -15,7 +15,14 @@ from plexus.nn.models import AstroSNN
 def model_of(**options):
     torch.manual_seed(0)
     config = pytest.importorskip("plexus.nn.models").AstroSNNConfig(
-        **{"vocab_size": 30, "hidden_size": 12, "num_hidden_layers": 2, "rank": 4, "bos_token_id": 0, "eos_token_id": 29}
+        **{
+            "vocab_size": 30,
+            "hidden_size": 12,
+            "num_hidden_layers": 2,
+            "rank": 4,
+            "bos_token_id": 0,
+            "eos_token_id": 29,
+        }
         | options
     )
     return pytest.importorskip("plexus.nn.models").AstroSNNForCausalLM(config).eval()
@@ -53,9 +60,7 @@ def test_generation_goes_on_from_a_state():
 
 def test_beams_carry_their_own_states():
     model, ids = model_of(), tokens(1)
-    with_state, without = (
-        model.generate(ids, num_beams=3, use_cache=use, **GREEDY) for use in (True, False)
-    )
+    with_state, without = (model.generate(ids, num_beams=3, use_cache=use, **GREEDY) for use in (True, False))
     assert torch.equal(with_state, without)
 
 

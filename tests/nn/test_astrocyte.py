@@ -1,4 +1,4 @@
-"""Astrocyte-modulated units: independent loop, limits, ablations, splitting, edits inside the loop, wrapping, bad input."""
+"""Astrocyte-modulated units: independent loop, limits, splitting, edits inside the loop, wrapping, bad input."""
 
 import math
 

@@ -28,7 +28,11 @@ def test_a_sequence_is_a_key_distractors_and_the_query():
         assert part[1:-1].min() >= recall.KEYS
         assert part[1:-1].max() < recall.SYMBOLS - 1
         assert bool((part[-1] == recall.SYMBOLS - 1).all())
-    columns = [tuple(c) for part in (task.train.transpose(0, 1).flatten(1), task.validation, task.test) for c in part.T.tolist()]
+    columns = [
+        tuple(c)
+        for part in (task.train.transpose(0, 1).flatten(1), task.validation, task.test)
+        for c in part.T.tolist()
+    ]
     assert len(set(columns)) == len(columns)  # nothing is trained on that is tested on
 
 

@@ -117,7 +117,9 @@ class AstroSNN(nn.Module):
             raise DtypeError("symbols are whole numbers", given=symbols.dtype, expected="int64")
         if symbols.dim() != 2 or 0 in symbols.shape:
             raise ShapeError(
-                "the symbols have another shape", given=tuple(symbols.shape), expected="[time, batch], at least one step"
+                "the symbols have another shape",
+                given=tuple(symbols.shape),
+                expected="[time, batch], at least one step",
             )
         stream, state = self.stream(self.embed(symbols), state, reset=reset)
         return self.logits(stream), state

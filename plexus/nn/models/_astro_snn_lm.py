@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -92,8 +91,9 @@ class AstroSNNCache:
 class AstroSNNForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """`model(input_ids).logits`, `model.generate(input_ids)`: a language model of astrocyte-modulated spiking units.
 
-    Batch-first, as Hugging Face models are. Tokens that `attention_mask` hides are silence: a unit at rest stays at rest,
-    so left padding changes nothing. `document_starts` `[batch, time]` begins a document from rest where it is true.
+    Batch-first, as Hugging Face models are. Tokens that `attention_mask` hides are silence: a unit at rest stays at
+    rest, so left padding changes nothing. Where `document_starts` `[batch, time]` is true
+    a document begins, from rest.
 
     Raises:
         ShapeError: neither or both of `input_ids` and `inputs_embeds` are given.

@@ -12,9 +12,9 @@ and H are done for all of time at once, and only the membrane walks, in the fuse
 for the last one's spikes, in the fused loop of `astrocyte_loop`. The two are different models: the first hears what
 arrives, the second also what the unit does about it.
 
-Source: a reconstruction. Shen, Zhao, Dong, Li, Li, Sun & Zeng 2023 (arXiv 2312.07625) describe the unit; these equations
-are the usual reduction of the tripartite synapse (De Pittà et al. 2011) that fits the description, not the authors'
-code. Time constants in ms, potentials dimensionless.
+Source: a reconstruction. Shen, Zhao, Dong, Li, Li, Sun & Zeng 2023 (arXiv 2312.07625) describe the unit; these
+equations are the usual reduction of the tripartite synapse (De Pittà et al. 2011) that fits the description, not the
+authors' code. Time constants in ms, potentials dimensionless.
 """
 
 from __future__ import annotations
@@ -196,8 +196,8 @@ class AstrocyteUnit(nn.Module):
         units: number of units, and of inputs.
         tau_range: shortest and longest time constant of the astrocytes' calcium in ms.
         rank: rank of the maps from calcium to gain and bias; None: full.
-        use_pre, use_post: let the astrocytes hear inputs, and the units' own spikes. Without the latter the unit runs in
-            parallel mode: all that is not the membrane is computed for all of time at once.
+        use_pre, use_post: let the astrocytes hear inputs, and the units' own spikes. Without the latter the unit runs
+            in parallel mode: all that is not the membrane is computed for all of time at once.
         gain, bias: let the astrocytes scale the synaptic current, and add to it.
         learn_tau: whether the time constants of calcium are learned.
         tau_mem: initial time constant of the membrane in ms, learned per unit; the default keeps half per step.

@@ -57,14 +57,12 @@ class DiagonalSSM(nn.Module):
         return self.raw_keep.new_zeros((batch, len(self.raw_keep)), dtype=dtype)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        a, last = decaying_sum(
-            x * torch.sigmoid(-self.raw_keep) * self.weight, state, decay=self.raw_keep.sigmoid()
-        )
+        a, last = decaying_sum(x * torch.sigmoid(-self.raw_keep) * self.weight, state, decay=self.raw_keep.sigmoid())
         return F.gelu(self.state_map(a) + self.skip(x)), last
 
 
 class GatedRNN(nn.Module):
-    """Torch's LSTM or GRU between an embedding and a read-out; with `chrono`, gates that remember for up to `longest`."""
+    """Torch's LSTM or GRU between embedding and read-out; with `chrono`, gates remember for up to `longest`."""
 
     def __init__(self, kind: str, symbols: int, width: int, layers: int, *, chrono: bool, longest: float) -> None:
         super().__init__()
@@ -146,5 +144,11 @@ def _spiking(config: Sizes, method: str, symbols: int, seed: int) -> nn.Module:
         )
 
     return AstroSNN(
-        symbols, width=config.width, layers=config.layers, mix=config.width, unit=unit, tied=config.tied, generator=generator
+        symbols,
+        width=config.width,
+        layers=config.layers,
+        mix=config.width,
+        unit=unit,
+        tied=config.tied,
+        generator=generator,
     )

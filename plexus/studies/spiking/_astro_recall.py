@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plexus import edit, probe
+from plexus import edit
 from plexus.nn.models import AstroSNN
 from plexus.nn.neurons import AstrocyteState
 from plexus.units import Neurons, Site

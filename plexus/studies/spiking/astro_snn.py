@@ -1,18 +1,18 @@
 """Astrocytes that modulate the synapses of a spiking network, against the same network without them.
 
-Delayed recall. A key (one of eight symbols), distractors, a query; the network names the key at the query. What is asked
-is whether slow calcium carries the key where the membrane has long forgotten it (`astro-snn`), and, on Shakespeare's text
-(`astro-snn-text`), whether that helps to predict the next character.
+Delayed recall. A key (one of eight symbols), distractors, a query; the network names the key at the query. What is
+asked is whether slow calcium carries the key where the membrane has long forgotten it (`astro-snn`), and, on
+Shakespeare's text (`astro-snn-text`), whether that helps to predict the next character.
 
 What is measured against what:
 
-- mechanism: the full unit against the plain spiking network and against astrocytes whose calcium lasts two steps: the same
-  parameters, no slowness. Clamping calcium to zero, or emptying it midway, must take the memory away; emptying the
+- mechanism: the full unit against the plain spiking network and against astrocytes whose calcium lasts two steps: the
+  same parameters, no slowness. Clamping calcium to zero, or emptying it midway, must take the memory away; emptying the
   membranes must not.
 - advantage: the full unit against a diagonal state-space layer, LSTM and GRU with gates that start out remembering, a
-  causal transformer and a plain spiking network with a chosen membrane, each of equal parameters and tuned over as many
-  settings. A state-space layer has the same slow linear memory; what is an astrocyte's own is that it scales the synaptic
-  current, and the arm without gain says what that is worth.
+  causal transformer and a plain spiking network with a chosen membrane, each of about equal parameters and tuned over
+  as many settings. A state-space layer has the same slow linear memory; what is an astrocyte's own is that it scales
+  the synaptic current, and the arm without gain says what that is worth.
 
 The unit is a reconstruction after a description of the paper's; see `plexus.nn.AstrocyteUnit`.
 """
@@ -119,20 +119,20 @@ class AstroSNNRecall(Study):
     paper = PAPER
     claim = "Astrocytes that integrate activity slowly and modulate synapses give a spiking network a longer memory."
     refuted_by = (
-        "Over 20 distractors the full unit recalls less than 95 %, or the plain network or one with calcium of two steps "
-        "more than 30 %; for the advantage, a tuned rival of equal parameters that recalls as much over 40."
+        "Over 20 distractors the full unit recalls less than 95 %, or the plain network, or one with calcium of two "
+        "steps, more than 30 %; for the advantage, a tuned rival of equal parameters that recalls as much over 40."
     )
     fidelity = "C"
     scale_line = "14,000 weights and 250 training steps; the paper's models have up to about 1.5 billion weights."
     data = ("delayed recall, simulated",)
     deviations = (
         "The paper's equations were not accessible to us: the unit is a reconstruction after its description.",
-        "Width 32, batches of 48 and 250 steps; lags 5, 20 and 40, not 80; an arm is trained on the lags that checks ask of "
-        "it: ten seeds must fit in minutes.",
+        "Width 32, batches of 48 and 250 steps; lags 5, 20 and 40, not 80; an arm is trained on the lags that checks "
+        "ask of it: ten seeds must fit in minutes.",
         "The recall network reads out through a matrix of its own: tied to the embedding it learns more slowly.",
         "Learning rates are tuned for every arm that is compared, where 3e-3 for all was foreseen.",
-        "LSTM and GRU start with gates that remember for up to 150 steps (as long as the slowest calcium), without which "
-        "an LSTM forgets within 20 steps; the usual start is shown as an arm of its own.",
+        "LSTM and GRU start with gates that remember for up to 150 steps (as long as the slowest calcium), without "
+        "which an LSTM forgets within 20 steps; the usual start is shown as an arm of its own.",
     )
     inferred: ClassVar = {
         "longest time constant of calcium": "50, 150 and 500 steps",
@@ -165,7 +165,13 @@ class AstroSNNRecall(Study):
         Arm("gru", method="gru", note="gates that start out remembering"),
         Arm("transformer", method="transformer"),
         Arm("lstm, usual start", method="lstm", chrono=False, role="reference"),
-        Arm("inferred", method="inferred", role="reference", lags=(20,), note="the full unit over the inferred constants"),
+        Arm(
+            "inferred",
+            method="inferred",
+            role="reference",
+            lags=(20,),
+            note="the full unit over the inferred constants",
+        ),
     )
     checks = (
         interval("recall over 5 distractors, %", accuracy("astrocytes", 5), role="sanity", at_least=90.0),
@@ -191,7 +197,9 @@ class AstroSNNRecall(Study):
             at_least=0.0,
         ),
         interval("recall over 40 distractors, %", accuracy("astrocytes", 40), role="mechanism", at_least=80.0),
-        interval("recall with calcium clamped to 0, %", lambda m: m["astrocytes"]["clamped"], role="mechanism", at_most=25.0),
+        interval(
+            "recall with calcium clamped to 0, %", lambda m: m["astrocytes"]["clamped"], role="mechanism", at_most=25.0
+        ),
         interval(
             "recall after calcium is emptied midway, %",
             lambda m: m["astrocytes"]["emptied calcium"],
@@ -244,7 +252,9 @@ class AstroSNNRecall(Study):
             metrics[f"recall {lag}"] = share_right(model, task.test)
             metrics[f"validation {lag}"] = share_right(model, task.validation)
             metrics["weights"] = float(parameters(model))
-            if isinstance(model, AstroSNN) and lag == 20:  # what the state tells, where the plain network has been trained
+            if (
+                isinstance(model, AstroSNN) and lag == 20
+            ):  # what the state tells, where the plain network has been trained
                 generator = torch.Generator().manual_seed(seed)
                 symbols = torch.randint(SYMBOLS - 1, (45, 60), generator=generator)
                 arrays["decodable"] = memory_probe(model, symbols, (0, 1, 2, 5, 10, 20, 40)).r2.numpy()
@@ -353,11 +363,13 @@ class AstroSNNText(Study):
     paper = PAPER
     claim = "A spiking language model predicts text better with astrocytes than without, at a constant state."
     refuted_by = (
-        "The full unit is less than 0.05 bits per character below the plain network; for the advantage, a tuned rival of "
-        "equal parameters that needs no more bits."
+        "The full unit is less than 0.05 bits per character below the plain network; for the advantage, a tuned rival "
+        "of equal parameters that needs no more bits."
     )
     fidelity = "C"
-    scale_line = "About 40,000 weights and 150,000 characters seen; the paper's models have up to about 1.5 billion weights."
+    scale_line = (
+        "About 40,000 weights and 150,000 characters seen; the paper's models have up to about 1.5 billion weights."
+    )
     data = ("Shakespeare, 1.1 million characters",)
     deviations = (
         "The paper's equations were not accessible to us: the unit is a reconstruction after its description.",
@@ -490,7 +502,9 @@ class AstroSNNText(Study):
         for arm, grid in grids.items():
             found = [
                 fmean(
-                    self.run(replace(config, **{**self.arm(arm).overrides, **one}), prepared[s], s).metrics["validation"]
+                    self.run(replace(config, **{**self.arm(arm).overrides, **one}), prepared[s], s).metrics[
+                        "validation"
+                    ]
                     for s in seeds
                 )
                 for one in grid
