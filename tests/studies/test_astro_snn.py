@@ -11,7 +11,9 @@ from plexus.nn.models import AstroSNN
 from plexus.studies.spiking import _astro_models as models
 from plexus.studies.spiking import _astro_recall as recall
 from plexus.studies.spiking import _astro_text as text
-from plexus.studies.spiking.astro_snn import AstroSNNRecall, AstroSNNText, Config, TextConfig, slack
+from plexus.studies.spiking.astro_snn import AstroSNNRecall, Config, slack
+from plexus.studies.spiking.astro_snn_text import AstroSNNText
+from plexus.studies.spiking.astro_snn_text import Config as TextConfig
 
 SMALL = AstroSNNRecall.configure("smoke")
 

@@ -12,9 +12,17 @@ from torch import Tensor, nn
 
 from plexus.errors import UnknownNameError
 from plexus.kernels import decaying_sum
+from plexus.lab import Paper
 from plexus.nn import LIF, AstrocyteUnit, Sequential
 from plexus.nn.models import AstroSNN, CharTransformer
 
+PAPER = Paper(
+    "Astrocyte-Enabled Advancements in Spiking Neural Networks for Large Language Modeling",
+    "Shen, Zhao, Dong, Li, Li, Sun, Zeng",
+    2023,
+    arxiv="2312.07625",
+)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # of learning, that tuning chooses from
 SPIKING = ("astrocytes", "lif", "ssm")
 MEMORY = 150.0  # steps: the longest time constant that every arm is given
 

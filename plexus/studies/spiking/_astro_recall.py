@@ -40,15 +40,25 @@ def recall_task(lag: int, steps: int, batch: int, test: int, seed: int) -> Recal
 
 
 def train(model: nn.Module, task: Recall, lr: float) -> None:
-    """One pass over the training batches: Adam on the cross-entropy of the last step, gradients clipped at norm 1."""
+    """One pass over the training batches: Adam on the cross-entropy of the last step, gradients clipped at norm 1.
+
+    The first batches keep five of their distractors, and more and more until 60 % of the steps are over.
+    """
     optimiser = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    for batch in task.train:
-        symbols = batch.long()
+    for n, batch in enumerate(task.train):
+        symbols = shortened(batch, n / len(task.train)).long()
         loss = F.cross_entropy(model(symbols)[0][-1], symbols[0])
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
+
+
+def shortened(batch: Tensor, progress: float) -> Tensor:
+    """The sequences with as many of their distractors as this share of the training calls for."""
+    lag = len(batch) - 2
+    kept = min(lag, 5 + int((lag - 5) * progress / 0.6))
+    return torch.cat([batch[: 1 + kept], batch[-1:]])
 
 
 def share_right(model: nn.Module, symbols: Tensor) -> float:
