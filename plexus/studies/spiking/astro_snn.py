@@ -113,8 +113,8 @@ class AstroSNNRecall(Study):
         "The paper's equations were not accessible to us: the unit is a reconstruction after its description.",
         "Width 32, batches of 48 and 250 steps; lags 5, 20 and 40, not 80; an arm is trained on the lags that checks "
         "ask of it: ten seeds must fit in minutes.",
-        "Sequences start with five distractors and grow to their lag over 60 % of the training, for every arm alike: so "
-        "few steps teach the long ones nothing otherwise.",
+        "Sequences start with five distractors and grow to their lag over 60 % of the training, for every arm alike: "
+        "so few steps teach the long ones nothing otherwise.",
         "The recall network reads out through a matrix of its own: tied to the embedding it learns more slowly.",
         "Learning rates are tuned for every arm that is compared, where 3e-3 for all was foreseen.",
         "LSTM and GRU start with gates that remember for up to 150 steps (as long as the slowest calcium), without "
