@@ -121,7 +121,8 @@ def _eager(tensors: list[Tensor], ports: Tensor, scale: list[float], options: st
     drive, current, v, a, z, mixed, keep, listen, decay, threshold = tensors
     width, height = scale
     gain, bias, name = options[0] == "1", options[1] == "1", options[3:]
-    spike = spike_function(options_from(LIF_DYNAMICS, options_key(LIF_DYNAMICS, {"surrogate": name})), width, height, None)
+    chosen = options_from(LIF_DYNAMICS, options_key(LIF_DYNAMICS, {"surrogate": name}))
+    spike = spike_function(chosen, width, height, None)
     out, calcium, units = [], [], drive.shape[-1]
     for u, j in zip(drive.unbind(0), current.unbind(0), strict=True):
         a = keep * a + u + listen * z

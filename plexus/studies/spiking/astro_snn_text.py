@@ -96,7 +96,7 @@ class AstroSNNText(Study):
         Arm("astrocytes", role="method", note="gain and bias, hears input and spikes"),
         Arm("calcium to 50", longest=50.0, role="method", note="the slowest calcium lasts 50 steps"),
         Arm("lif", method="lif", role="ablation", note="the same network without astrocytes"),
-        Arm("fast", longest=2.0, role="ablation", note="all calcium lasts two steps"),
+        Arm("fast", longest=2.0, learn_tau=False, role="ablation", note="all calcium lasts two steps"),
         Arm("no gain", gain=False, role="ablation", note="calcium only adds to the current"),
         Arm("lif, tuned", method="lif", note="the plain network, its membrane tuned too"),
         Arm("ssm", method="ssm", note="a diagonal linear state per channel, no spikes, no gain"),
