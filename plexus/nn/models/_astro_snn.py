@@ -163,10 +163,12 @@ class AstroSNN(nn.Module):
             >>> round(AstroSNN(17, width=8, layers=1, unit=AstrocyteUnit).additions(), 2)
             0.3
         """
-        spiking = sum(block.out.weight.numel() + block.down.weight.numel() for block in self.blocks)
+        blocks: list[Any] = list(self.blocks)
+        spiking = sum(block.out.weight.numel() + block.down.weight.numel() for block in blocks)
         total = sum(p.numel() for p in self.parameters() if p.dim() == 2)
         total -= 0 if self.read is None else self.embed.weight.numel()  # looked up, not multiplied
-        return spiking / total
+        share: float = spiking / total
+        return share
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:

@@ -11,15 +11,21 @@ from plexus.errors import ShapeError, require
 from plexus.nn.models._astro_snn import AstroSNN, State
 from plexus.nn.neurons import AstrocyteUnit
 
-require("transformers", "llm", purpose="AstroSNNForCausalLM")
-
-from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel  # noqa: E402
-from transformers.modeling_outputs import CausalLMOutputWithPast  # noqa: E402
+# by name, so that types are checked alike whether or not the optional package is there
+_transformers: Any = require("transformers", "llm", purpose="AstroSNNForCausalLM")
+_outputs: Any = require("transformers.modeling_outputs", "llm", purpose="AstroSNNForCausalLM")
+_Config: Any = _transformers.PretrainedConfig
+_Model: Any = _transformers.PreTrainedModel
+_Generates: Any = _transformers.GenerationMixin
+    _transformers.PretrainedConfig,
+    _transformers.PreTrainedModel,
+    _transformers.GenerationMixin,
+)
 
 __all__ = ["AstroSNNCache", "AstroSNNConfig", "AstroSNNForCausalLM"]
 
 
-class AstroSNNConfig(PretrainedConfig):  # type: ignore[misc]
+class AstroSNNConfig(_Config):  # type: ignore[misc]
     """Sizes of an `AstroSNNForCausalLM`.
 
     Args:
@@ -88,7 +94,7 @@ class AstroSNNCache:
         return sum(sizes)
 
 
-class AstroSNNForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class AstroSNNForCausalLM(_Model, _Generates):  # type: ignore[misc]
     """`model(input_ids).logits`, `model.generate(input_ids)`: a language model of astrocyte-modulated spiking units.
 
     Batch-first, as Hugging Face models are. Tokens that `attention_mask` hides are silence: a unit at rest stays at
@@ -181,5 +187,5 @@ class AstroSNNForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **others)
         cache = AstroSNNCache(state, seen + steps) if use_cache is None or use_cache else None
-        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        out = _outputs.CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
         return out if return_dict is None or return_dict else out.to_tuple()
