@@ -17,10 +17,6 @@ _outputs: Any = require("transformers.modeling_outputs", "llm", purpose="AstroSN
 _Config: Any = _transformers.PretrainedConfig
 _Model: Any = _transformers.PreTrainedModel
 _Generates: Any = _transformers.GenerationMixin
-    _transformers.PretrainedConfig,
-    _transformers.PreTrainedModel,
-    _transformers.GenerationMixin,
-)
 
 __all__ = ["AstroSNNCache", "AstroSNNConfig", "AstroSNNForCausalLM"]
 
