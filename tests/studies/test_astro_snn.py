@@ -125,7 +125,7 @@ def test_interventions_take_away_what_calcium_carries():
 
 def test_the_primary_bar_can_fail_on_each_side():
     def seed(full, fast, lif):
-        return {name: {"recall 20": value} for name, value in (("astrocytes", full), ("fast", fast), ("lif", lif))}
+        return {name: {"recall 40": value} for name, value in (("astrocytes", full), ("fast", fast), ("lif", lif))}
 
     assert slack(seed(99, 20, 12)) > 0
     assert slack(seed(90, 20, 12)) < 0
