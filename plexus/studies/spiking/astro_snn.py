@@ -116,8 +116,8 @@ class AstroSNNRecall(Study):
         "Sequences start with five distractors and grow to their lag over 60 % of the training, for every arm alike: "
         "so few steps teach the long ones nothing otherwise.",
         "The recall network reads out through a matrix of its own: tied to the embedding it learns more slowly.",
-        "The bars foreseen for 20 distractors are asked over 40: once sequences grow, fast astrocytes reach some 40 % over "
-        "20, as they feed their units' spikes back to all of them.",
+        "The bars foreseen for 20 distractors are asked over 40: once sequences grow, fast astrocytes reach some 40 % "
+        "over 20, as they feed their units' spikes back to all of them.",
         "Learning rates are tuned for every arm that is compared, where 3e-3 for all was foreseen.",
         "LSTM and GRU start with gates that remember for up to 150 steps, as long as the slowest calcium; the "
         "usual start of an LSTM is shown as an arm of its own.",
