@@ -11,7 +11,7 @@ from plexus.nn.models import AstroSNN
 from plexus.studies.spiking import _astro_models as models
 from plexus.studies.spiking import _astro_recall as recall
 from plexus.studies.spiking import _astro_text as text
-from plexus.studies.spiking.astro_snn import AstroSNNRecall, Config, slack
+from plexus.studies.spiking.astro_snn import AstroSNNRecall, Config, gap
 from plexus.studies.spiking.astro_snn_text import AstroSNNText
 from plexus.studies.spiking.astro_snn_text import Config as TextConfig
 
@@ -127,10 +127,11 @@ def test_the_primary_bar_can_fail_on_each_side():
     def seed(full, fast, lif):
         return {name: {"recall 40": value} for name, value in (("astrocytes", full), ("fast", fast), ("lif", lif))}
 
-    assert slack(seed(99, 20, 12)) > 0
-    assert slack(seed(90, 20, 12)) < 0
-    assert slack(seed(99, 40, 12)) < 0
-    assert slack(seed(99, 20, 40)) < 0
+    bar = next(check.at_least for check in AstroSNNRecall.checks if check.primary and check.role == "mechanism")
+    assert gap(seed(99, 20, 12)) > bar
+    assert gap(seed(80, 20, 12)) < bar
+    assert gap(seed(99, 40, 12)) < bar
+    assert gap(seed(99, 20, 40)) < bar
 
 
 def test_training_changes_every_weight_that_takes_part():

@@ -64,6 +64,7 @@ class AstroSNNCache:
     """What generation carries from token to token: the units' state, as large after a book as after a word.
 
     Examples:
+        >>> import torch
         >>> model = AstroSNNForCausalLM(AstroSNNConfig(vocab_size=50, hidden_size=16))
         >>> cache = model(torch.zeros(1, 9, dtype=torch.long)).past_key_values
         >>> cache.get_seq_length(), cache.nbytes()
@@ -101,6 +102,7 @@ class AstroSNNForCausalLM(_Model, _Generates):  # type: ignore[misc]
         ShapeError: neither or both of `input_ids` and `inputs_embeds` are given.
 
     Examples:
+        >>> import torch
         >>> model = AstroSNNForCausalLM(AstroSNNConfig(vocab_size=50, hidden_size=16))
         >>> model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False, pad_token_id=0).shape
         torch.Size([1, 7])
