@@ -76,7 +76,7 @@ class Config:
     steps: int = 250
     batch: int = 48
     test: int = 256
-    tuning_seeds: int = 2
+    tuning_seeds: int = 1
 
 
 def accuracy(arm: str, lag: int) -> Any:
@@ -101,8 +101,8 @@ class AstroSNNRecall(Study):
     paper = PAPER
     claim = "Astrocytes that integrate activity slowly and modulate synapses give a spiking network a longer memory."
     refuted_by = (
-        "Over 40 distractors the full unit is less than 65 points (95 % against 30 %) above the plain network or one with "
-        "calcium of two steps; for the advantage, a tuned rival of equal parameters that recalls as much."
+        "Over 40 distractors the full unit is less than 65 points (95 % against 30 %) above the plain network or one "
+        "with calcium of two steps; for the advantage, a tuned rival of equal parameters that recalls as much."
     )
     fidelity = "C"
     scale_line = "14,000 weights and 250 training steps; the paper's models have up to about 1.5 billion weights."
@@ -284,7 +284,7 @@ class AstroSNNRecall(Study):
             if arm.role == "ablation" or arm.name == "inferred":
                 chosen[arm.name] = chosen["astrocytes"]
         chosen["lstm, usual start"] = chosen["lstm"]
-        return Tuning(chosen, budget, f"{note}; {len(seeds)} tuning seeds")
+        return Tuning(chosen, budget, f"{note}; {len(seeds)} tuning seed(s)")
 
     def figures(self, results: Results) -> dict[str, Any]:
         return recall_figures(results)
