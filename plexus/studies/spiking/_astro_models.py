@@ -140,7 +140,7 @@ def _spiking(config: Sizes, method: str, symbols: int, seed: int) -> nn.Module:
         return AstrocyteUnit(
             units,
             (config.shortest, config.longest),
-            config.rank or None,
+            min(config.rank, units) or None,
             use_pre=config.use_pre,
             use_post=config.use_post,
             gain=config.gain,

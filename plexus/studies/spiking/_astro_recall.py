@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plexus import edit
+from plexus.edit import clamp
 from plexus.nn.models import AstroSNN
 from plexus.nn.neurons import AstrocyteState
 from plexus.units import Neurons, Site
@@ -88,7 +88,7 @@ def interventions(model: AstroSNN, symbols: Tensor) -> dict[str, float]:
     half = len(symbols) // 2
     found = {}
     with torch.no_grad():
-        with edit.clamp(model, calcium(model), low=0.0, high=0.0):
+        with clamp(model, calcium(model), low=0.0, high=0.0):
             found["clamped"] = _right(model(symbols)[0], symbols)
         _, state = model(symbols[:half])
         zero = torch.zeros_like(state[0].a)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from plexus import edit
 from plexus.data import ALPHABET, encode, shakespeare
+from plexus.edit import clamp
 from plexus.nn.models import AstroSNN
 from plexus.studies.spiking._astro_recall import calcium
 
@@ -66,7 +66,7 @@ def bits(model: nn.Module, windows: Tensor) -> Tensor:
 
 def bits_clamped(model: AstroSNN, windows: Tensor) -> float:
     """Bits per symbol with all calcium clamped to 0."""
-    with torch.no_grad(), edit.clamp(model, calcium(model), low=0.0, high=0.0):
+    with torch.no_grad(), clamp(model, calcium(model), low=0.0, high=0.0):
         return float(_nats(model, windows.long()).mean() / math.log(2))
 
 
