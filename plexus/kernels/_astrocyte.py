@@ -25,9 +25,8 @@ from torch import Tensor
 
 from plexus.errors import ShapeError
 from plexus.kernels._astrocyte_loops import KINDS, compiled
-from plexus.kernels._frame import spike_function
+from plexus.kernels._frame import options_from, options_key, spike_function
 from plexus.kernels._lif_model import LIF_DYNAMICS
-from plexus.kernels._frame import options_from, options_key
 from plexus.kernels._operator import _is_dual, _transformed
 from plexus.kernels._surrogate import Surrogate
 from plexus.units._port import Port
@@ -118,12 +117,12 @@ def _rows(port: Port | None, units: int, like: Tensor) -> Tensor:
     return torch.stack(list((port or Port()).dense(units, like)))
 
 
-def _eager(
-    tensors: list[Tensor], ports: Tensor, scale: list[float], options: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def _eager(tensors: list[Tensor], ports: Tensor, scale: list[float], options: str) -> tuple[Tensor, Tensor, Tensor]:
     drive, current, v, a, z, mixed, keep, listen, decay, threshold = tensors
+    width, height = scale
     gain, bias, name = options[0] == "1", options[1] == "1", options[3:]
-    spike = spike_function(options_from(LIF_DYNAMICS, options_key(LIF_DYNAMICS, {"surrogate": name})), *scale, None)
+    chosen = options_from(LIF_DYNAMICS, options_key(LIF_DYNAMICS, {"surrogate": name}))
+    spike = spike_function(chosen, width, height, None)
     out, calcium, units = [], [], drive.shape[-1]
     for u, j in zip(drive.unbind(0), current.unbind(0), strict=True):
         a = keep * a + u + listen * z
@@ -182,7 +181,7 @@ def _loop_back(
     tensors: list[Tensor], ports: Tensor, scale: list[float], options: str, kept: list[Tensor], grads: list[Tensor]
 ) -> list[Tensor]:
     """`[δm, δa, d_v, d_a, d_z]`: what is asked of each step, and of the state before the first."""
-    _, current, v, _, _, mixed, keep, listen, decay, threshold = tensors
+    _, current, _, _, _, mixed, keep, listen, decay, threshold = tensors
     grad, grad_calcium, grad_v = grads
     memory = [grad_v.detach().clone(memory_format=torch.contiguous_format), torch.zeros_like(grad_v).contiguous()]
     memory.append(torch.zeros_like(memory[1]))
@@ -217,7 +216,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     *tensors, ports, spikes, calcium, membrane, gains = ctx.saved_tensors
-    drive, current, v, a, z, mixed, keep, _, decay, _ = tensors
+    _, current, v, a, z, *_ = tensors
     asked = [
         torch.zeros_like(like) if g is None else g
         for g, like in zip((grads[0], grads[1], grads[4]), (spikes, calcium, v), strict=True)
@@ -250,9 +249,7 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     )
 
 
-def _differentiate_eagerly(
-    ctx: Any, tensors: list[Tensor], ports: Tensor, asked: list[Tensor]
-) -> tuple[Any, ...]:
+def _differentiate_eagerly(ctx: Any, tensors: list[Tensor], ports: Tensor, asked: list[Tensor]) -> tuple[Any, ...]:
     """Gradients that can be differentiated again."""
     with torch.enable_grad():
         copies = [part.view_as(part) for part in tensors]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from plexus.kernels import _reservoir_loops
+from plexus.kernels._reservoir_loops import _activate
 from plexus.kernels._surrogate import SURROGATES
 
 KINDS = tuple(sorted(SURROGATES))

@@ -83,9 +83,7 @@ def decaying_sum(x: Tensor, state: Tensor | None = None, *, decay: Tensor | floa
     if state is None:
         state = x.new_zeros(x.shape[1:])
     if state.shape != x.shape[1:]:
-        raise ShapeError(
-            "the state does not fit the input", given=tuple(state.shape), expected=f"{tuple(x.shape[1:])}"
-        )
+        raise ShapeError("the state does not fit the input", given=tuple(state.shape), expected=f"{tuple(x.shape[1:])}")
     arguments = x, [state], [_column("decay", decay, x)], [1.0, 1.0], options_key(_SUM, {})
     sums, last = _operator(*arguments) if _operator.takes(x) else _operator.eager(*arguments)
     return sums, last

@@ -45,7 +45,7 @@ def memory_probe(
 
     Args:
         model: `out, state = model(inputs, state)`, time first; the state may be any nest of tensors, batch first.
-        symbols: `[time, batch]`, int64. Sequences should be independent: 60 % of the batch fit, 20 % choose λ, 20 % test.
+        symbols: `[time, batch]`, int64. Sequences should be independent: 60 % fit, 20 % choose λ, 20 % test.
         lags: steps back; 0 is the symbol that just went in.
         inputs: what the model is given, `[time, batch, …]`; None: the symbols.
         washout: steps at the start that are not used.

@@ -3,7 +3,7 @@
     x = E[symbol]
     y = x + U unit(norm(x))                             unit: spikes with a memory, over time
     x ← y + W₂ H(W₁ norm(y) - 1)                        mixing of channels through spikes, within a step
-    logits = E norm(x)                                  tied
+    logits = E norm(x)                                  tied, or through a matrix of its own
 
 L such blocks; norm is RMSNorm, no map has a bias, so silence in is silence out and a unit at rest stays at rest. The
 stream x is real-valued: only the products with U and W₂ take spikes and are additions (`additions` gives their share).
@@ -62,6 +62,7 @@ class AstroSNN(nn.Module):
         layers: number of blocks.
         mix: spiking channels of the mixing within a step; None: twice the width.
         unit: what remembers, made from the width: `out, state = unit(x, state)`; None: an `AstrocyteUnit` of rank 16.
+        tied: read out through the embedding; else through a matrix of its own.
         generator: source of the initial weights of the maps around the units.
 
     Raises:
@@ -86,6 +87,7 @@ class AstroSNN(nn.Module):
         layers: int = 2,
         mix: int | None = None,
         unit: Callable[[int], nn.Module] | None = None,
+        tied: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -100,6 +102,7 @@ class AstroSNN(nn.Module):
         self.embed.weight = nn.Parameter(torch.randn(symbols, width, generator=generator) / width**0.5)
         self.blocks = nn.ModuleList([_Block(width, (unit or default)(width), mix, generator) for _ in range(layers)])
         self.norm = nn.RMSNorm(width)
+        self.read = None if tied else _linear(width, symbols, generator)
 
     def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> State:
         """The states of the units at rest, one entry per block."""
@@ -114,7 +117,9 @@ class AstroSNN(nn.Module):
             raise DtypeError("symbols are whole numbers", given=symbols.dtype, expected="int64")
         if symbols.dim() != 2 or 0 in symbols.shape:
             raise ShapeError(
-                "the symbols have another shape", given=tuple(symbols.shape), expected="[time, batch], at least one step"
+                "the symbols have another shape",
+                given=tuple(symbols.shape),
+                expected="[time, batch], at least one step",
             )
         stream, state = self.stream(self.embed(symbols), state, reset=reset)
         return self.logits(stream), state
@@ -137,7 +142,9 @@ class AstroSNN(nn.Module):
 
     def logits(self, stream: Tensor) -> Tensor:
         """Logits of the next symbol from the stream."""
-        return self.norm(stream) @ self.embed.weight.T
+        normed = self.norm(stream)
+        logits: Tensor = normed @ self.embed.weight.T if self.read is None else self.read(normed)
+        return logits
 
     def _run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         after = []
@@ -156,9 +163,12 @@ class AstroSNN(nn.Module):
             >>> round(AstroSNN(17, width=8, layers=1, unit=AstrocyteUnit).additions(), 2)
             0.3
         """
-        spiking = sum(block.out.weight.numel() + block.down.weight.numel() for block in self.blocks)
+        blocks: list[Any] = list(self.blocks)
+        spiking = sum(block.out.weight.numel() + block.down.weight.numel() for block in blocks)
         total = sum(p.numel() for p in self.parameters() if p.dim() == 2)
-        return spiking / total
+        total -= 0 if self.read is None else self.embed.weight.numel()  # looked up, not multiplied
+        share: float = spiking / total
+        return share
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -12,15 +11,17 @@ from plexus.errors import ShapeError, require
 from plexus.nn.models._astro_snn import AstroSNN, State
 from plexus.nn.neurons import AstrocyteUnit
 
-require("transformers", "llm", purpose="AstroSNNForCausalLM")
-
-from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel  # noqa: E402
-from transformers.modeling_outputs import CausalLMOutputWithPast  # noqa: E402
+# by name, so that types are checked alike whether or not the optional package is there
+_transformers: Any = require("transformers", "llm", purpose="AstroSNNForCausalLM")
+_outputs: Any = require("transformers.modeling_outputs", "llm", purpose="AstroSNNForCausalLM")
+_Config: Any = _transformers.PretrainedConfig
+_Model: Any = _transformers.PreTrainedModel
+_Generates: Any = _transformers.GenerationMixin
 
 __all__ = ["AstroSNNCache", "AstroSNNConfig", "AstroSNNForCausalLM"]
 
 
-class AstroSNNConfig(PretrainedConfig):  # type: ignore[misc]
+class AstroSNNConfig(_Config):  # type: ignore[misc]
     """Sizes of an `AstroSNNForCausalLM`.
 
     Args:
@@ -63,6 +64,7 @@ class AstroSNNCache:
     """What generation carries from token to token: the units' state, as large after a book as after a word.
 
     Examples:
+        >>> import torch
         >>> model = AstroSNNForCausalLM(AstroSNNConfig(vocab_size=50, hidden_size=16))
         >>> cache = model(torch.zeros(1, 9, dtype=torch.long)).past_key_values
         >>> cache.get_seq_length(), cache.nbytes()
@@ -89,16 +91,18 @@ class AstroSNNCache:
         return sum(sizes)
 
 
-class AstroSNNForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class AstroSNNForCausalLM(_Model, _Generates):  # type: ignore[misc]
     """`model(input_ids).logits`, `model.generate(input_ids)`: a language model of astrocyte-modulated spiking units.
 
-    Batch-first, as Hugging Face models are. Tokens that `attention_mask` hides are silence: a unit at rest stays at rest,
-    so left padding changes nothing. `document_starts` `[batch, time]` begins a document from rest where it is true.
+    Batch-first, as Hugging Face models are. Tokens that `attention_mask` hides are silence: a unit at rest stays at
+    rest, so left padding changes nothing. Where `document_starts` `[batch, time]` is true
+    a document begins, from rest.
 
     Raises:
         ShapeError: neither or both of `input_ids` and `inputs_embeds` are given.
 
     Examples:
+        >>> import torch
         >>> model = AstroSNNForCausalLM(AstroSNNConfig(vocab_size=50, hidden_size=16))
         >>> model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False, pad_token_id=0).shape
         torch.Size([1, 7])
@@ -181,5 +185,5 @@ class AstroSNNForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mis
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **others)
         cache = AstroSNNCache(state, seen + steps) if use_cache is None or use_cache else None
-        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        out = _outputs.CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
         return out if return_dict is None or return_dict else out.to_tuple()

@@ -34,3 +34,11 @@ from ._astrocyte import AstrocyteUnit as AstrocyteUnit
 from ._astrocyte import Astrocytes as Astrocytes
 from ._astrocyte import ModulatedState as ModulatedState
 from ._astrocyte import with_astrocytes as with_astrocytes
+from ._with_astrocytes import AstrocyteModulated as AstrocyteModulated
+from ._astrocyte import AstrocyteState as AstrocyteState
+from ._astrocyte import AstrocyteUnit as AstrocyteUnit
+from ._astrocyte import Astrocytes as Astrocytes
+from ._with_astrocytes import ModulatedState as ModulatedState
+from ._with_astrocytes import with_astrocytes as with_astrocytes
+from ._signed_if import SignedIF as SignedIF
+from ._signed_if import SignedIFState as SignedIFState

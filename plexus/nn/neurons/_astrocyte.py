@@ -12,9 +12,9 @@ and H are done for all of time at once, and only the membrane walks, in the fuse
 for the last one's spikes, in the fused loop of `astrocyte_loop`. The two are different models: the first hears what
 arrives, the second also what the unit does about it.
 
-Source: a reconstruction. Shen, Zhao, Dong, Li, Li, Sun & Zeng 2023 (arXiv 2312.07625) describe the unit; these equations
-are the usual reduction of the tripartite synapse (De Pittà et al. 2011) that fits the description, not the authors'
-code. Time constants in ms, potentials dimensionless.
+Source: a reconstruction. Shen, Zhao, Dong, Li, Li, Sun & Zeng 2023 (arXiv 2312.07625) describe the unit; these
+equations are the usual reduction of the tripartite synapse (De Pittà et al. 2011) that fits the description, not the
+authors' code. Time constants in ms, potentials dimensionless.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from plexus.errors import DtypeError, RangeError, ShapeError, UnsupportedError
+from plexus.errors import DtypeError, RangeError, ShapeError
 from plexus.kernels import LIFState, Surrogate, astrocyte_loop, decaying_sum, lif
 from plexus.units._port import Port
 
-__all__ = ["AstrocyteModulated", "AstrocyteState", "AstrocyteUnit", "Astrocytes", "ModulatedState", "with_astrocytes"]
+__all__ = ["AstrocyteState", "AstrocyteUnit", "Astrocytes"]
 
 
 class AstrocyteState(NamedTuple):
@@ -39,14 +39,6 @@ class AstrocyteState(NamedTuple):
     v: Tensor  # membrane potential                 [batch, unit]
     a: Tensor  # calcium of the astrocyte           [batch, unit]
     z: Tensor  # last spike                         [batch, unit]
-
-
-class ModulatedState(NamedTuple):
-    """What a layer wrapped by `with_astrocytes` remembers."""
-
-    layer: Any  # the state of the wrapped layer
-    a: Tensor  # calcium of the astrocytes          [batch, unit]
-    z: Tensor  # what the layer last gave out       [batch, unit]
 
 
 class Astrocytes(nn.Module):
@@ -196,8 +188,8 @@ class AstrocyteUnit(nn.Module):
         units: number of units, and of inputs.
         tau_range: shortest and longest time constant of the astrocytes' calcium in ms.
         rank: rank of the maps from calcium to gain and bias; None: full.
-        use_pre, use_post: let the astrocytes hear inputs, and the units' own spikes. Without the latter the unit runs in
-            parallel mode: all that is not the membrane is computed for all of time at once.
+        use_pre, use_post: let the astrocytes hear inputs, and the units' own spikes. Without the latter the unit runs
+            in parallel mode: all that is not the membrane is computed for all of time at once.
         gain, bias: let the astrocytes scale the synaptic current, and add to it.
         learn_tau: whether the time constants of calcium are learned.
         tau_mem: initial time constant of the membrane in ms, learned per unit; the default keeps half per step.
@@ -278,9 +270,9 @@ class AstrocyteUnit(nn.Module):
 
     def forward(self, x: Tensor, state: AstrocyteState | None = None) -> tuple[Tensor, AstrocyteState]:
         """Spikes `[time, batch, unit]`, and the state after the last step."""
-        _check(x, self.units)
+        check_input(x, self.units)
         state = self.initial_state(x.shape[1], dtype=x.dtype) if state is None else state
-        _check_state(state, x)
+        check_state(state, x)
         v, a, z = state
         current = x @ self.weight.T
         if self.astrocytes.use_post:
@@ -324,84 +316,7 @@ class AstrocyteUnit(nn.Module):
         return spikes[0], state
 
 
-class AstrocyteModulated(nn.Module):
-    """A layer of spiking units with astrocytes at its input; made by `with_astrocytes`."""
-
-    axes = "t b u"
-
-    def __init__(self, layer: nn.Module, astrocytes: Astrocytes) -> None:
-        super().__init__()
-        self.layer, self.astrocytes = layer, astrocytes
-
-    def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> ModulatedState:
-        """The state at rest, of the layer and of its astrocytes."""
-        layer: Any = self.layer
-        a = self.astrocytes.initial_state(batch, dtype=dtype)
-        return ModulatedState(layer.initial_state(batch, dtype=dtype), a, torch.zeros_like(a))
-
-    def forward(self, x: Tensor, state: ModulatedState | None = None) -> tuple[Tensor, ModulatedState]:
-        """What the layer gives out, `[time, batch, unit]`, under the modulated current, and the state after it."""
-        _check(x, self.astrocytes.units)
-        state = self.initial_state(x.shape[1], dtype=x.dtype) if state is None else state
-        _check_state(state, x)
-        if not self.astrocytes.use_post:
-            calcium, last = self.astrocytes(x, state.a)
-            out, inner = self.layer(self.astrocytes.modulate(x, calcium), state.layer)
-            return out, ModulatedState(inner, last, out[-1])
-
-        def loop(drive: Tensor, keep: Tensor, listen: Tensor, port: Port | None) -> tuple[Tensor, Any]:
-            inner, a, z = state
-            outputs, calcium = [], []
-            for u, current in zip(drive.unbind(0), x.unbind(0), strict=True):
-                a = keep * a + u + listen * z
-                calcium.append(a if port is None else port.apply(a))
-                out, inner = self.layer(self.astrocytes.modulate(current, calcium[-1]).unsqueeze(0), inner)
-                z = out[0]
-                outputs.append(z)
-            return torch.stack(calcium), (torch.stack(outputs), ModulatedState(inner, a, z))
-
-        _, (out, after) = self.astrocytes(x, state.a, loop)
-        return out, after
-
-
-def with_astrocytes(layer: nn.Module, units: int | None = None, **options: Any) -> AstrocyteModulated:
-    """Any layer of spiking units, with astrocytes that scale its input current and add to it.
-
-    The layer keeps its own equations: it is given J = x (1 + tanh(G a)) + H a in place of its current x. The astrocytes
-    hear x and what the layer gives out.
-
-    Args:
-        layer: a module with state, `out, state = layer(current, state)`, with one dimension of units.
-        units: number of units; None reads it off the layer.
-        **options: of `Astrocytes`.
-
-    Raises:
-        UnsupportedError: the layer has no state, or several dimensions of units.
-        ShapeError: the number of units cannot be read off the layer.
-
-    Examples:
-        >>> import torch
-        >>> from plexus.nn import LIF
-        >>> layer = with_astrocytes(LIF(5, tau_mem=20.0), tau_range=(5.0, 100.0))
-        >>> spikes, state = layer(torch.rand(6, 2, 5))
-        >>> spikes.shape, state.a.shape
-        (torch.Size([6, 2, 5]), torch.Size([2, 5]))
-    """
-    if not callable(getattr(layer, "initial_state", None)):
-        raise UnsupportedError(
-            f"{type(layer).__name__} has no state", expected="a layer with initial_state() and (out, state)"
-        )
-    size = getattr(layer, "units", None) if units is None else units
-    sizes = (size,) if isinstance(size, int) else size
-    if not isinstance(sizes, (tuple, list)):
-        raise ShapeError(f"{type(layer).__name__} does not say how many units it has", mend="give units=…")
-    if len(sizes) != 1:
-        raise UnsupportedError("astrocytes stand over one dimension of units", given=tuple(sizes), expected="(units,)")
-    options.setdefault("dt", getattr(layer, "dt", 1.0))
-    return AstrocyteModulated(layer, Astrocytes(sizes[0], **options))
-
-
-def _check(x: Tensor, units: int) -> None:
+def check_input(x: Tensor, units: int) -> None:
     expected = f"[time, batch, {units}], at least one step"
     if x.dim() != 3 or x.shape[-1] != units or 0 in x.shape:
         mend = "for one step of a batch give x.unsqueeze(0), or call step" if x.dim() == 2 else None
@@ -410,7 +325,7 @@ def _check(x: Tensor, units: int) -> None:
         raise DtypeError("the input is not floating point", given=x.dtype, mend="convert it, e.g. x.float()")
 
 
-def _check_state(state: Any, x: Tensor) -> None:
+def check_state(state: Any, x: Tensor) -> None:
     for name, part in zip(state._fields, state, strict=True):
         if isinstance(part, Tensor) and part.shape != x.shape[1:]:
             raise ShapeError(
