@@ -4,3 +4,8 @@ from ._operator import BACKENDS as BACKENDS
 from ._operator import Backend as Backend
 from ._surrogate import SURROGATES as SURROGATES
 from ._surrogate import Surrogate as Surrogate
+from ._elm import ELM_ACTIVATIONS as ELM_ACTIVATIONS
+from ._elm import elm_memory as elm_memory
+from ._elm import elm_memory_reference as elm_memory_reference
+from ._elm import leaky_trace as leaky_trace
+from ._elm import leaky_trace_reference as leaky_trace_reference

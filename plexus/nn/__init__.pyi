@@ -17,3 +17,7 @@ from ._initialise import fluctuation_driven_ as fluctuation_driven_
 from ._initialise import init_firing_ as init_firing_
 from . import models as models
 from . import reservoirs as reservoirs
+from .neurons import ELM as ELM
+from .neurons import ELMLayer as ELMLayer
+from .neurons import ELMLayerState as ELMLayerState
+from .neurons import ELMState as ELMState
