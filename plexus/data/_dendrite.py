@@ -30,8 +30,6 @@ from plexus.errors import RangeError
 
 __all__ = ["DendriticRecording", "dendritic_neuron"]
 
-_WARM = 1000  # ms that are simulated and thrown away, five times the slowest time constant
-
 
 @dataclass(frozen=True)
 class DendriticRecording:
@@ -60,6 +58,7 @@ def dendritic_neuron(
     branches: int = 8,
     excitatory: int = 48,
     inhibitory: int = 16,
+    warm: int = 1000,
     generator: torch.Generator,
 ) -> DendriticRecording:
     """Simulate one neuron with active dendrites under `batch` independent inputs of `steps` ms.
@@ -71,6 +70,8 @@ def dendritic_neuron(
         batch: number of independent recordings of the neuron.
         branches: dendritic branches; inputs are dealt to them in turn.
         excitatory, inhibitory: numbers of inputs.
+        warm: ms that are simulated first and thrown away, by default five times the slowest time constant; 0 starts
+            at rest.
 
     Raises:
         RangeError: a number is not positive, or a branch gets no input.
@@ -85,21 +86,23 @@ def dendritic_neuron(
     for name, number in (("steps", steps), ("batch", batch), ("branches", branches)):
         if number < 1:
             raise RangeError(f"{name} must be positive", given=number, expected="at least 1")
+    if warm < 0:
+        raise RangeError("warm is negative", given=warm, expected="ms >= 0")
     if excitatory < branches or inhibitory < 0:
         raise RangeError(
             "each branch needs an excitatory input", given=(excitatory, inhibitory), expected=f">= {branches} and >= 0"
         )
-    total = _WARM + steps
-    groups = [torch.arange(n) % branches + first for n, first in ((excitatory, 0), (inhibitory, branches))]
-    rate = _switching(total, batch, 2 * branches, generator)[:, :, torch.cat(groups)]
+    total = warm + steps
+    branch = torch.cat([torch.arange(number) % branches for number in (excitatory, inhibitory)])
+    group = branch + branches * (torch.arange(len(branch)) >= excitatory)
+    rate = _switching(total, batch, 2 * branches, generator)[:, :, group]
     x = torch.rand(rate.shape, generator=generator) < rate / 1000
     weight = torch.exp(0.5 * torch.randn(excitatory + inhibitory, generator=generator) - 0.125)
     spikes, voltage = np.zeros((total, batch), np.uint8), np.zeros((total, batch), np.float32)
-    branch = (torch.arange(excitatory + inhibitory) - excitatory * (torch.arange(excitatory + inhibitory) >= excitatory))
     inputs = x.to(torch.uint8)
-    _compiled()(inputs.numpy(), weight.numpy(), (branch % branches).numpy(), excitatory, branches, spikes, voltage)
+    _compiled()(inputs.numpy(), weight.numpy(), branch.numpy(), excitatory, branches, spikes, voltage)
     return DendriticRecording(
-        inputs[_WARM:], torch.from_numpy(spikes)[_WARM:], torch.from_numpy(voltage)[_WARM:], excitatory
+        inputs[warm:], torch.from_numpy(spikes)[warm:], torch.from_numpy(voltage)[warm:], excitatory
     )
 
 

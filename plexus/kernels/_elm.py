@@ -219,6 +219,20 @@ def _slope(name: str, z: Tensor) -> Tensor:
     return torch.ones_like(z)
 
 
+def _apply(weight: Tensor, vector: Tensor) -> Tensor:
+    """`weight[n] @ vector[t, b, n]` for each neuron, over all steps at once."""
+    if len(weight) == 1:
+        return torch.nn.functional.linear(vector, weight[0])
+    return torch.einsum("nij,tbnj->tbni", weight, vector)
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """Σ over steps and samples of `left rightᵀ`, for each neuron."""
+    if left.shape[2] == 1:
+        return (left.flatten(0, 2).T @ right.flatten(0, 2)).unsqueeze(0)
+    return torch.einsum("tbni,tbnj->nij", left, right)
+
+
 def _check(
     drive: Tensor,
     inner: Tensor,
@@ -341,18 +355,18 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return (*(next(found) if needed else None for needed in ctx.needs_input_grad[:7]), None)
     before = torch.cat([initial.unsqueeze(0), memory])[:-1]
     d = decay * before
-    z = drive + torch.einsum("nhm,tbnm->tbnh", inner, d)
+    z = drive + _apply(inner, d)
     hidden = elm_activation(ctx.activation)(z)
-    r = torch.tanh(SLOPE * (torch.einsum("nmh,tbnh->tbnm", outer, hidden) + offset))
+    r = torch.tanh(SLOPE * (_apply(outer, hidden) + offset))
     slope_out = (AMPLITUDE * SLOPE) * gain * (1 - r * r)
     delta, p, total, carry = _op_backward(grad, _slope(ctx.activation, z), slope_out, inner, outer, decay)
     needs = ctx.needs_input_grad
     return (
         delta,
-        torch.einsum("tbnh,tbnm->nhm", delta, d) if needs[1] else None,
-        torch.einsum("tbnm,tbnh->nmh", p, hidden) if needs[2] else None,
+        _products(delta, d) if needs[1] else None,
+        _products(p, hidden) if needs[2] else None,
         p.sum((0, 1)) if needs[3] else None,
-        ((total + torch.einsum("nhm,tbnh->tbnm", inner, delta)) * before).sum((0, 1)) if needs[4] else None,
+        ((total + _apply(inner.transpose(1, 2), delta)) * before).sum((0, 1)) if needs[4] else None,
         AMPLITUDE * (r * total).sum((0, 1)) if needs[5] else None,
         carry,
         None,

@@ -1,8 +1,8 @@
 """The loops of `_elm`, as plain Python that Numba compiles.
 
 `kind` is the index of the activation in `_elm.ELM_ACTIVATIONS`; samples (or columns) `first … last` are run. Weights
-come as rows `[neuron, from, to]`, filled with rows of zeros up to a multiple of four: four rows are added to a vector at
-a time, where one would load and store it anew for each.
+come as rows `[neuron, from, to]`, filled with rows of zeros up to a multiple of four: four rows at a time
+are added to a vector, where one would load and store it anew for each.
 """
 
 from __future__ import annotations
@@ -84,23 +84,30 @@ def _backward(  # type: ignore[no-untyped-def]
     pull = np.zeros(inner.shape[1], grad.dtype)
     back = np.empty(hidden, grad.dtype)
     whole = np.empty(units, grad.dtype)
+    later = np.empty(units, grad.dtype)
     for n in range(neurons):
         for b in range(first, last):
+            later[:] = 0
             for t in range(steps - 1, -1, -1):
                 for i in range(units):
-                    whole[i] = grad[t, b, n, i] + carry[b, n, i]
-                    total[t, b, n, i] = whole[i]
+                    whole[i] = grad[t, b, n, i] + later[i]
+                for i in range(units):
                     push[i] = slope_out[t, b, n, i] * whole[i]
+                for i in range(units):
+                    total[t, b, n, i] = whole[i]
+                for i in range(units):
                     p[t, b, n, i] = push[i]
                 for i in range(hidden):
                     back[i] = 0
                 _add_product(outer[n], push, back)  # type: ignore[no-untyped-call]
                 for i in range(hidden):
                     pull[i] = slope_in[t, b, n, i] * back[i]
+                for i in range(hidden):
                     delta[t, b, n, i] = pull[i]
                 _add_product(inner[n], pull, whole)  # type: ignore[no-untyped-call]
                 for i in range(units):
-                    carry[b, n, i] = decay[n, i] * whole[i]
+                    later[i] = decay[n, i] * whole[i]
+            carry[b, n] = later
 
 
 @functools.cache

@@ -1,13 +1,15 @@
 """Expressive Leaky Memory neuron: one cortical neuron as leaky memory units that a small network writes to.
 
-    s[t] = κ_s s[t-1] + Σ_synapses of a branch w x[t]       traces of the branches, w = relu(p) ≥ 0, κ_s = exp(-dt/τ_s)
+    s_j[t] = κ_s s_j[t-1] + w_j x_j[t]                      trace of a synapse, w = relu(p) ≥ 0, κ_s = exp(-dt/τ_s)
+    s[t] = Σ_synapses of each branch s_j[t]
     Δ[t] = 1.7159 tanh(2/3 MLP([s[t]; κ m[t-1]]))           what is written, κ = exp(-dt/τ)
     m[t] = κ m[t-1] + λ (1 - κ) Δ[t]                        memory, version 1
     m[t] = κ m[t-1] + (1 - exp(-λ dt/τ)) Δ[t]               memory, version 2
     y[t] = W m[t] + b
 
 Version 1 was published with a trace per synapse that branches sum, version 2 with a trace per branch. With one τ_s
-these are the same filter, so here both keep the branch's. Time constants in ms, all else dimensionless.
+both are weighted sums of the traces of the inputs, ξ[t] = κ_s ξ[t-1] + x[t]; so those are what is kept, and weights of
+synapses and of the network's first layer act on them as one matrix. Time constants in ms, all else dimensionless.
 
 Source: Spieler, Rahaman, Martius, Schölkopf & Levina, ICLR 2024 (arXiv 2306.16922), equations 1–5; version 2 and the
 routing of branches after the authors' code.
@@ -33,8 +35,8 @@ _INNER = 0.98  # share of the range of log τ in which learnable time constants 
 class ELMState(NamedTuple):
     """What an Expressive Leaky Memory neuron remembers."""
 
-    trace: Tensor  # leaky sum of the synapses of each branch      [batch, branch]
-    memory: Tensor  # memory units                                 [batch, memory]
+    trace: Tensor  # leaky sum of each input, ξ     [batch, input]
+    memory: Tensor  # memory units                  [batch, memory]
 
 
 def routes(
@@ -105,16 +107,15 @@ class Dendrite(nn.Module):
 
     tau_fixed: Tensor | None
     tau_raw: Tensor | None
-    route: Tensor | None
+    route: Tensor
     input_weight: Tensor
     inner: Tensor
     hidden_bias: Tensor
 
     def __init__(
         self,
-        route: Tensor | None,
-        synapses: tuple[int, ...],
-        neurons: int,
+        read: int,
+        route: Tensor,
         memory: int,
         *,
         tau: tuple[float, float] | float,
@@ -129,8 +130,8 @@ class Dendrite(nn.Module):
         generator: torch.Generator | None,
     ) -> None:
         super().__init__()
-        if memory < 1 or neurons < 1:
-            raise RangeError("a neuron needs memory", given=(neurons, memory), expected="at least 1 of each")
+        if memory < 1:
+            raise RangeError("a neuron needs memory", given=memory, expected="at least 1 unit")
         if layers < 0 or (hidden is not None and hidden < 1):
             raise RangeError("the network has no such layers", given=f"{layers} of {hidden}", expected="layers >= 0")
         if activation not in ELM_ACTIVATIONS:
@@ -145,10 +146,10 @@ class Dendrite(nn.Module):
         # with no hidden layer, the drive goes to the memory units directly: the loop then has an identity in between
         self.hidden = memory if layers == 0 else hidden or 2 * memory
         self.activation = "identity" if layers == 0 else activation
-        self._lead = (neurons,) if neurons > 1 or len(synapses) > 2 else ()
-        branches, width = synapses[-2], self.hidden
+        self.read, self._lead = read, tuple(route.shape[:-2])
+        branches, width = route.shape[-2], self.hidden
         self.register_buffer("route", route)
-        self.synapse_raw = nn.Parameter(torch.full(synapses, 0.5))
+        self.synapse_raw = nn.Parameter(torch.full(tuple(route.shape), 0.5))
         self._start_tau(tau)
 
         def uniform(*shape: int, fan_in: int) -> nn.Parameter:
@@ -195,6 +196,16 @@ class Dendrite(nn.Module):
     def synapses(self) -> Tensor:
         """Weights of the synapses, w ≥ 0, `[branch, synapse]` (of each neuron)."""
         return torch.relu(self.synapse_raw)
+
+    def branch_weight(self) -> Tensor:
+        """What each branch sums: the weight of each input on it, `[branch, input]` (of each neuron)."""
+        weight, route = self.synapses, self.route
+        branch = torch.arange(route.shape[-2], device=route.device).unsqueeze(1)
+        place = (branch, route)
+        if self._lead:
+            place = (torch.arange(len(route), device=route.device).view(-1, 1, 1), *place)
+        empty = weight.new_zeros(*self._lead, route.shape[-2], self.read)
+        return empty.index_put(place, weight, accumulate=True)
 
     def timescales(self) -> Tensor:
         """τ of the memory units in ms, `[memory]` (of each neuron), within the range given.
@@ -270,10 +281,10 @@ class Dendrite(nn.Module):
 class ELM(Dendrite):
     """`y, state = ELM(64, 2, 20)(x)`: one Expressive Leaky Memory neuron; x `[time, batch, input]`.
 
-    As a model of a cortical neuron it reads spike trains and predicts spikes (y is then a logit) and the potential; as a
-    recurrent cell it reads any sequence. One step and many are the same call, and a sequence run in pieces equals the
-    sequence run whole. On a CPU the loop over time is fused (one hidden layer or none). It does not fire, and its outputs
-    do not re-enter it, so edits of them need no port.
+    As a model of a cortical neuron it reads spike trains and predicts spikes (y is then a logit) and the potential; as
+    a recurrent cell it reads any sequence. One step and many are the same call, and a sequence run in pieces equals the
+    sequence run whole. On a CPU the loop over time is fused (one hidden layer or none). It does not fire, and its
+    outputs do not re-enter it, so edits of them need no port.
 
     Args:
         inputs: number of inputs.
@@ -312,8 +323,8 @@ class ELM(Dendrite):
         >>> neuron.timescales().round()
         tensor([  1.,   5.,  22., 100.])
         >>> branched = ELM(6, 2, 4, branches=3, synapses_per_branch=4, routing="interleaved")
-        >>> branched(torch.rand(1, 3, 6))[1].trace.shape
-        torch.Size([3, 3])
+        >>> branched.synapses.shape, branched.branch_weight().shape
+        (torch.Size([3, 4]), torch.Size([3, 6]))
     """
 
     axes = "t b u"
@@ -344,9 +355,8 @@ class ELM(Dendrite):
         branches = inputs if branches is None else branches
         route = routes(inputs, branches, synapses_per_branch, routing, inhibitory=inhibitory, generator=generator)
         super().__init__(
-            None if routing is None else route,
-            (branches, synapses_per_branch),
-            1,
+            inputs,
+            route,
             memory,
             tau=tau,
             tau_syn=tau_syn,
@@ -367,7 +377,7 @@ class ELM(Dendrite):
     def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> ELMState:
         """The state at rest, each tensor `[batch, …]`."""
         like = self.inner.detach()
-        trace = torch.zeros(batch, self.branches, dtype=dtype or like.dtype, device=like.device)
+        trace = torch.zeros(batch, self.inputs, dtype=dtype or like.dtype, device=like.device)
         return ELMState(trace, trace.new_zeros(batch, self.memory))
 
     def forward(self, x: Tensor, state: ELMState | None = None) -> tuple[Tensor, ELMState]:
@@ -377,8 +387,8 @@ class ELM(Dendrite):
         if state is None:
             state = rest
         self._fits(state, rest)
-        trace = leaky_trace(self._branch_input(x), state.trace, math.exp(-self.dt / self.tau_syn))
-        drive = nn.functional.linear(trace, self.input_weight, self.hidden_bias)
+        trace = leaky_trace(x, state.trace, math.exp(-self.dt / self.tau_syn))
+        drive = nn.functional.linear(trace, self.input_weight @ self.branch_weight(), self.hidden_bias)
         parts, deep = self.network()
         memory = elm_memory(
             drive.unsqueeze(2), *parts, state.memory.unsqueeze(1), deep=deep, activation=self.activation
@@ -386,16 +396,7 @@ class ELM(Dendrite):
         y = nn.functional.linear(memory, self.weight, self.bias)
         return y, ELMState(trace[-1].clone(), memory[-1].clone()) if len(x) else state
 
-    def _branch_input(self, x: Tensor) -> Tensor:
-        """What arrives at each branch, `[time, batch, branch]`."""
-        weight = self.synapses
-        if self.route is None:
-            return (x * weight.flatten()).unflatten(-1, tuple(weight.shape)).sum(-1)
-        branch = torch.arange(self.branches, device=x.device).unsqueeze(1)
-        whole = weight.new_zeros(self.branches, self.inputs).index_put((branch, self.route), weight, accumulate=True)
-        return nn.functional.linear(x, whole)
-
     def extra_repr(self) -> str:
         """What `print(neuron)` shows."""
-        branches = "" if self.branches == self.inputs and self.route is None else f", branches={self.branches}"
+        branches = "" if self.branches == self.inputs and self.routing is None else f", branches={self.branches}"
         return f"{self.inputs}, {self.outputs}{branches}, {self._shown()}"

@@ -30,7 +30,7 @@ __all__ = ["ELMLayer", "ELMLayerState"]
 class ELMLayerState(NamedTuple):
     """What a layer of Expressive Leaky Memory neurons remembers."""
 
-    trace: Tensor  # leaky sum of the synapses of each branch      [batch, unit, branch]
+    trace: Tensor  # leaky sum of all that neurons read            [batch, input (+ unit)]
     memory: Tensor  # memory units of each neuron                  [batch, unit, memory]
     z: Tensor  # what each neuron last emitted, after the port     [batch, unit]
 
@@ -101,9 +101,8 @@ class ELMLayer(Dendrite):
             for _ in range(units if routing == "random" else 1)
         ]
         super().__init__(
+            read,
             torch.stack(drawn).expand(units, -1, -1).clone(),
-            (units, branches, synapses_per_branch),
-            units,
             memory,
             tau=tau,
             tau_syn=tau_syn,
@@ -126,7 +125,7 @@ class ELMLayer(Dendrite):
     def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> ELMLayerState:
         """The state at rest, each tensor `[batch, unit, …]`."""
         like = self.inner.detach()
-        trace = torch.zeros(batch, self.units, self.branches, dtype=dtype or like.dtype, device=like.device)
+        trace = torch.zeros(batch, self.read, dtype=dtype or like.dtype, device=like.device)
         return ELMLayerState(trace, trace.new_zeros(batch, self.units, self.memory), trace.new_zeros(batch, self.units))
 
     def forward(self, x: Tensor, state: ELMLayerState | None = None) -> tuple[Tensor, ELMLayerState]:
@@ -139,24 +138,23 @@ class ELMLayer(Dendrite):
         if not len(x):
             return x.new_zeros(0, x.shape[1], self.units), state
         decay = math.exp(-self.dt / self.tau_syn)
-        whole = self._weights()
-        from_inputs, among = whole[..., : self.inputs], whole[..., self.inputs :]
-        trace = leaky_trace(torch.einsum("tbi,nki->tbnk", x, from_inputs), state.trace, decay)
-        drive = torch.einsum("tbnk,nhk->tbnh", trace, self.input_weight) + self.hidden_bias
+        weight = self.input_weight @ self.branch_weight()
+        before, own = state.trace[:, : self.inputs], state.trace[:, self.inputs :]
+        trace = leaky_trace(x, before, decay)
+        drive = torch.einsum("tbi,nhi->tbnh", trace, weight[..., : self.inputs]) + self.hidden_bias
         parts, deep = self.network()
         if not self.recurrent:
             memory = elm_memory(drive, *parts, state.memory, deep=deep, activation=self.activation)
             z = self._emitted(memory)
             return z, ELMLayerState(trace[-1].clone(), memory[-1].clone(), z[-1].clone())
-        # traces are linear: those of the inputs are known beforehand, those of the layer's own output are added
-        own, m, z, out = torch.zeros_like(state.trace), state.memory, state.z, []
+        among, m, z, out = weight[..., self.inputs :], state.memory, state.z, []
         for now in drive.unbind(0):
-            own = decay * own + torch.einsum("bi,nki->bnk", z, among)
-            pushed = now + torch.einsum("bnk,nhk->bnh", own, self.input_weight)
+            own = decay * own + z
+            pushed = now + torch.einsum("bi,nhi->bnh", own, among)
             m = elm_step(pushed, *parts, m, deep=deep, activation=self.activation)
             z = self._emitted(m)
             out.append(z)
-        return torch.stack(out), ELMLayerState(trace[-1] + own, m, z)
+        return torch.stack(out), ELMLayerState(torch.cat([trace[-1], own], 1), m, z)
 
     def _emitted(self, memory: Tensor) -> Tensor:
         """What neurons emit from their memory `[…, unit, memory]`, `[…, unit]`."""
@@ -165,17 +163,6 @@ class ELMLayer(Dendrite):
             slope = self.surrogate.derivative if isinstance(self.surrogate, Surrogate) else self.surrogate
             z = _Spike.apply(z - self.threshold, slope, False)  # type: ignore[no-untyped-call]
         return z if self.port is None else self.port.apply(z)
-
-    def _weights(self) -> Tensor:
-        """Synaptic weight of each branch on all that a neuron reads, `[unit, branch, input]`."""
-        assert self.route is not None
-        units, branches, _ = self.route.shape
-        unit = torch.arange(units, device=self.route.device).view(-1, 1, 1)
-        branch = torch.arange(branches, device=self.route.device).view(1, -1, 1)
-        read = self.inputs + self.units * self.recurrent
-        weight = self.synapses
-        empty = weight.new_zeros(units, branches, read)
-        return empty.index_put((unit, branch, self.route), weight, accumulate=True)
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""
