@@ -25,7 +25,7 @@ def test_rates_and_refractoriness_are_as_stated():
     recording = dendritic_neuron(4000, 12, generator=seeded())
     assert recording.x.float().mean() * 1000 == pytest.approx(5.5, abs=0.4)
     spikes = recording.spikes.float()
-    assert 3 < spikes.mean() * 1000 < 30
+    assert 2 < spikes.mean() * 1000 < 20
     for lag in (1, 2, 3):
         assert (spikes[lag:] * spikes[:-lag]).sum() == 0
     assert (recording.voltage[recording.spikes == 1] == 0).all()
@@ -55,7 +55,7 @@ def test_spikes_and_potential_follow_the_stated_equations():
         s, n, i = k["s"] * s + excited, k["n"] * n + excited, k["i"] * i + inhibited
         p = k["p"] * p + (1 - k["p"]) * torch.sigmoid((n - i - 2) / 0.25)
         a = k["a"] * a + 0.25 * z
-        v = k["v"] * v + (1 - k["v"]) * (0.15 * s + 1.2 * p - 0.15 * i).sum().item()
+        v = k["v"] * v + (1 - k["v"]) * ((0.1 + p) * s + 0.4 * p - 0.15 * i).sum().item()
         if hold:
             hold, v = hold - 1, 0.0
         z = int(v > 1 + a)
@@ -63,7 +63,7 @@ def test_spikes_and_potential_follow_the_stated_equations():
             v, hold = 0.0, 3
         potential.append(v)
         spikes.append(z)
-    assert sum(spikes) > 3
+    assert sum(spikes) >= 3
     assert spikes == recording.spikes[:, 0].tolist()
     torch.testing.assert_close(torch.tensor(potential), recording.voltage[:, 0], atol=1e-5, rtol=1e-5)
 

@@ -111,6 +111,8 @@ class Dendrite(nn.Module):
     input_weight: Tensor
     inner: Tensor
     hidden_bias: Tensor
+    outer: Tensor
+    outer_bias: Tensor
 
     def __init__(
         self,
@@ -201,7 +203,7 @@ class Dendrite(nn.Module):
         """What each branch sums: the weight of each input on it, `[branch, input]` (of each neuron)."""
         weight, route = self.synapses, self.route
         branch = torch.arange(route.shape[-2], device=route.device).unsqueeze(1)
-        place = (branch, route)
+        place: tuple[Tensor, ...] = (branch, route)
         if self._lead:
             place = (torch.arange(len(route), device=route.device).view(-1, 1, 1), *place)
         empty = weight.new_zeros(*self._lead, route.shape[-2], self.read)
@@ -226,19 +228,20 @@ class Dendrite(nn.Module):
             return torch.exp(-rate), -self.scale * torch.expm1(-rate)
         return torch.exp(-rate), -torch.expm1(-self.scale * rate)
 
-    def network(self) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, Tensor]]]:
+    def network(self) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
         """Weights of the loop, with a dimension of neurons: inner, outer, offset, κ and gain; further hidden layers."""
+        outer: Tensor
         if self.layers:
             outer, offset = self.outer, self.outer_bias
         else:
             outer = torch.eye(self.memory, dtype=self.inner.dtype, device=self.inner.device)
             outer = outer.expand(*self._lead, -1, -1)
             offset = outer.new_zeros((*self._lead, self.memory))
-        parts = (self.inner, outer, offset, *self.numbers())
-        deep = list(self.deep)
+        parts: list[Tensor] = [self.inner, outer, offset, *self.numbers(), *self.deep]
         if not self._lead:
-            parts, deep = tuple(part.unsqueeze(0) for part in parts), [part.unsqueeze(0) for part in deep]
-        return parts, list(zip(deep[::2], deep[1::2], strict=True))
+            parts = [part.unsqueeze(0) for part in parts]
+        inner, outer, offset, decay, gain, *deep = parts
+        return (inner, outer, offset, decay, gain), list(zip(deep[::2], deep[1::2], strict=True))
 
     def _check(self, x: Tensor, inputs: int) -> None:
         expected = f"[time, batch, {inputs}]"
