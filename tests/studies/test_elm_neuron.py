@@ -1,4 +1,4 @@
-"""The studies of the Expressive Leaky Memory neuron: arms differ by what they say, parts do not mix, checks can fail."""
+"""The studies of the Expressive Leaky Memory neuron: arms differ by what they say, parts do not mix, checks fail."""
 
 import math
 
