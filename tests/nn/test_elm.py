@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call, grad, vmap
 
 import plexus as px
 from plexus.errors import DtypeError, PlexusError, RangeError, ShapeError, UnknownNameError
@@ -161,6 +162,28 @@ def test_a_port_acts_inside_the_loop():
     assert (state.z[:, 0] == 0).all()
     assert not torch.allclose(edited[1:, :, 1:], plain[1:, :, 1:])
     assert torch.equal(edited[0, :, 1:], plain[0, :, 1:])
+
+
+def test_gradients_of_each_sample_add_up_to_those_of_the_batch():
+    g = torch.Generator().manual_seed(6)
+    neuron = ELM(5, 2, 4, generator=g).double()
+    x, weights = torch.rand(6, 3, 5, generator=g, dtype=torch.float64), dict(neuron.named_parameters())
+
+    def loss(weights, sample):
+        return functional_call(neuron, weights, (sample.unsqueeze(1),))[0].square().sum()
+
+    each = vmap(grad(loss), (None, 1))(weights, x)
+    neuron(x)[0].square().sum().backward()
+    for name, parameter in weights.items():
+        torch.testing.assert_close(each[name].sum(0), parameter.grad)
+
+
+def test_a_compiled_neuron_is_the_same():
+    neuron = ELM(5, 2, 4)
+    x = torch.rand(6, 2, 5)
+    compiled = torch.compile(neuron, backend="aot_eager", fullgraph=True)
+    ours, theirs = (torch.autograd.grad(model(x)[0].square().sum(), neuron.inner)[0] for model in (compiled, neuron))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_memory_keeps_its_promise_of_time():
