@@ -178,14 +178,6 @@ def test_gradients_of_each_sample_add_up_to_those_of_the_batch():
         torch.testing.assert_close(each[name].sum(0), parameter.grad)
 
 
-def test_a_compiled_neuron_is_the_same():
-    neuron = ELM(5, 2, 4)
-    x = torch.rand(6, 2, 5)
-    compiled = torch.compile(neuron, backend="aot_eager", fullgraph=True)
-    ours, theirs = (torch.autograd.grad(model(x)[0].square().sum(), neuron.inner)[0] for model in (compiled, neuron))
-    torch.testing.assert_close(ours, theirs)
-
-
 def test_memory_keeps_its_promise_of_time():
     """Left alone with a network that writes nothing, each unit decays with the time constant it shows."""
     neuron = ELM(3, 1, 4, tau=(2.0, 200.0)).double()
