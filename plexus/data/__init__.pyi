@@ -19,3 +19,7 @@ from ._text import descriptions as descriptions
 from ._text import encode as encode
 from ._text import shakespeare as shakespeare
 from ._text import windows as windows
+from ._adding import digit_adding as digit_adding
+from ._adding import digit_raster as digit_raster
+from ._dendrite import DendriticRecording as DendriticRecording
+from ._dendrite import dendritic_neuron as dendritic_neuron

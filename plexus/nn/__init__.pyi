@@ -56,3 +56,7 @@ from .neurons import Astrocytes as Astrocytes
 from .neurons import ModulatedState as ModulatedState
 from .neurons import with_astrocytes as with_astrocytes
 from . import decoding as decoding
+from .neurons import ELM as ELM
+from .neurons import ELMLayer as ELMLayer
+from .neurons import ELMLayerState as ELMLayerState
+from .neurons import ELMState as ELMState

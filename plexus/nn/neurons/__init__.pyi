@@ -42,3 +42,7 @@ from ._with_astrocytes import ModulatedState as ModulatedState
 from ._with_astrocytes import with_astrocytes as with_astrocytes
 from ._signed_if import SignedIF as SignedIF
 from ._signed_if import SignedIFState as SignedIFState
+from ._elm import ELM as ELM
+from ._elm import ELMState as ELMState
+from ._elm_layer import ELMLayer as ELMLayer
+from ._elm_layer import ELMLayerState as ELMLayerState
