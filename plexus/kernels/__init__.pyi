@@ -4,3 +4,6 @@ from ._operator import BACKENDS as BACKENDS
 from ._operator import Backend as Backend
 from ._surrogate import SURROGATES as SURROGATES
 from ._surrogate import Surrogate as Surrogate
+from ._meta import MetaState as MetaState
+from ._meta import logistic_noise as logistic_noise
+from ._meta import meta as meta

@@ -17,3 +17,8 @@ from ._initialise import fluctuation_driven_ as fluctuation_driven_
 from ._initialise import init_firing_ as init_firing_
 from . import models as models
 from . import reservoirs as reservoirs
+from .neurons import MetaNeuron as MetaNeuron
+from .neurons import MetaState as MetaState
+from .neurons import freeze_intrinsic as freeze_intrinsic
+from .neurons import intrinsic_parameters as intrinsic_parameters
+from .neurons import synaptic_parameters as synaptic_parameters

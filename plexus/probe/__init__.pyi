@@ -20,3 +20,4 @@ from ._record import stream as stream
 from ._health import Health as Health
 from ._health import LayerHealth as LayerHealth
 from ._health import health as health
+from . import information as information
