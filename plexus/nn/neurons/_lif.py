@@ -1,6 +1,6 @@
 """Leaky integrate-and-fire neurons as a layer.
 
-    m[t] = rest + α (v[t-1] - rest) + κ x[t]              α = exp(-dt/τ)  or  1 - dt/τ,      κ = 1  or  1 - α
+    m[t] = rest + α (v[t-1] - rest) + κ R x[t]            α = exp(-dt/τ)  or  1 - dt/τ,      κ = 1  or  1 - α
     z[t] = H(m[t] - θ)
     v[t] = m[t] - z[t] θ                                  soft reset
     v[t] = (1 - z[t]) m[t] + z[t] reset_value             hard reset
@@ -23,7 +23,7 @@ from plexus.units._port import Port
 
 __all__ = ["LIF", "LIFState"]
 
-_LEARNABLE = ("tau_mem", "threshold", "rest", "reset_value")
+_LEARNABLE = ("tau_mem", "threshold", "rest", "reset_value", "gain")
 _AXES = {1: "t b u", 2: "t b u x", 3: "t b u y x", 4: "t b u z y x"}
 
 
@@ -40,6 +40,7 @@ class LIF(nn.Module):
         dt: length of a step in ms.
         discretisation: `"exponential"`, α = exp(-dt/τ), or `"euler"`, α = 1 - dt/τ.
         scale_input: weigh the input by 1 - α, so that a constant input is also the potential it leads to.
+        gain: R > 0, a further factor of the input, kept by its logarithm.
         rest: potential to which the membrane decays.
         reset: `"soft"`, `"hard"` or `"none"`.
         reset_value: where a hard reset goes.
@@ -48,10 +49,10 @@ class LIF(nn.Module):
         inclusive: spike at the threshold as well.
         refractory: time in ms after a spike in which the unit keeps its potential and stays silent.
         surrogate: a `Surrogate`, its name, or a function u -> dz/du.
-        learn: which of `"tau_mem"`, `"threshold"`, `"rest"`, `"reset_value"` are parameters.
+        learn: which of `"tau_mem"`, `"threshold"`, `"rest"`, `"reset_value"`, `"gain"` are parameters.
 
     Raises:
-        RangeError: a time constant, dt or a threshold is not positive, or tau_mem <= dt under `"euler"`.
+        RangeError: a time constant, dt, the gain or a threshold is not positive, or tau_mem <= dt under `"euler"`.
         ShapeError: there are no units, or an input or a number does not fit them.
 
     Examples:
@@ -66,6 +67,7 @@ class LIF(nn.Module):
     axes = "t b u"
     port: Port | None = None
     log_tau_mem: Tensor
+    log_gain: Tensor
     threshold: Tensor
     rest: Tensor
     reset_value: Tensor
@@ -79,6 +81,7 @@ class LIF(nn.Module):
         dt: float = 1.0,
         discretisation: Literal["exponential", "euler"] = "exponential",
         scale_input: bool = False,
+        gain: float | Tensor = 1.0,
         rest: float | Tensor = 0.0,
         reset: Literal["soft", "hard", "none"] = "soft",
         reset_value: float | Tensor = 0.0,
@@ -120,6 +123,10 @@ class LIF(nn.Module):
                 raise UnknownNameError.among("learnable number of LIF", name, _LEARNABLE)
         # a time constant is kept by its logarithm, so that no step of learning makes it negative
         self._number("log_tau_mem", torch.as_tensor(tau_mem, dtype=torch.get_default_dtype()).log(), "tau_mem")
+        self._gains = isinstance(gain, Tensor) or gain != 1 or "gain" in self.learn  # without, nothing is kept
+        if self._gains:
+            _positive("gain", gain, "a number > 0")
+            self._number("log_gain", torch.as_tensor(gain, dtype=torch.get_default_dtype()).log(), "gain")
         self._number("threshold", threshold, "threshold")
         self._number("rest", rest, "rest")
         self._rests = isinstance(rest, Tensor) or rest != 0 or "rest" in self.learn  # without, a step is cheaper
@@ -150,6 +157,11 @@ class LIF(nn.Module):
             return 1 - self.dt / self.tau_mem
         return torch.exp(-self.dt / self.tau_mem)
 
+    @property
+    def gain(self) -> Tensor | float:
+        """R, the factor of the input beside that of `scale_input`."""
+        return self.log_gain.exp() if self._gains else 1.0
+
     def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> LIFState:
         """The state at rest, each tensor `[batch, unit…]`."""
         v = self.rest.detach().to(dtype or self.rest.dtype).expand(batch, *self.units).clone()
@@ -166,7 +178,7 @@ class LIF(nn.Module):
             x,
             state,
             decay=decay,
-            gain=1 - decay if self.scale_input else 1.0,
+            gain=self.gain * (1 - decay) if self.scale_input else self.gain,
             threshold=self.threshold,
             reset_value=self.reset_value,
             rest=self.rest if self._rests else 0.0,
@@ -211,6 +223,6 @@ class LIF(nn.Module):
         return f"{'×'.join(map(str, self.units))}, tau_mem={shown} ms, reset={self.reset!r}{learn}"
 
 
-def _positive(name: str, value: float | Tensor) -> None:
+def _positive(name: str, value: float | Tensor, expected: str = "ms > 0") -> None:
     if not bool((torch.as_tensor(value) > 0).all()):
-        raise RangeError(f"{name} must be positive", given=value, expected="ms > 0")
+        raise RangeError(f"{name} must be positive", given=value, expected=expected)
