@@ -25,9 +25,9 @@ __all__ = ["BACKENDS", "Backend", "Operator"]
 class Backend:
     """Fused loops for one type of device.
 
-    `forward(dynamics, x, memory, columns, constants, options) -> [out, *memory]` and
-    `backward(dynamics, x, memory, columns, constants, options, grad, grad_states, learn)
-    -> [d_x, *d_states, *d_parameters]`.
+    `forward(dynamics, inputs, memory, columns, constants, options) -> [out, *memory]`, without the state that echoes
+    the output, and `backward(dynamics, inputs, memory, columns, constants, options, grad, grad_states, learn)
+    -> [*d_inputs, *d_states, *d_parameters]`, the last as one number per column (unit of one sample).
     """
 
     name: str
@@ -54,17 +54,17 @@ def _is_dual(tensors: Sequence[Tensor]) -> bool:
 
 
 class Operator:
-    """`operator(x, memory, columns, constants, options) -> (out, *memory)` for one model."""
+    """`operator(inputs, memory, columns, constants, options) -> (out, *memory)` for one model."""
 
     def __init__(self, dynamics: Dynamics) -> None:
         self.dynamics = dynamics
         self._echo = None if dynamics.echo is None else dynamics.states.index(dynamics.echo)
         name = f"plexus::{dynamics.name}"
-        schema = "(Tensor x, Tensor[] memory, Tensor[] columns, float[] constants, str options) -> Tensor[]"
+        schema = "(Tensor[] inputs, Tensor[] memory, Tensor[] columns, float[] constants, str options) -> Tensor[]"
         self._forward = torch.library.custom_op(name, self._run, mutates_args=(), schema=schema)
         self._forward.register_fake(self._fake)
         schema = (
-            "(Tensor x, Tensor[] memory, Tensor[] columns, float[] constants, str options, "
+            "(Tensor[] inputs, Tensor[] memory, Tensor[] columns, float[] constants, str options, "
             "Tensor grad, Tensor[] grad_states, bool learn) -> Tensor[]"
         )
         self._backward = torch.library.custom_op(f"{name}_backward", self._run_back, mutates_args=(), schema=schema)
@@ -72,14 +72,19 @@ class Operator:
         self._forward.register_autograd(self._differentiate, setup_context=self._save)
 
     def __call__(
-        self, x: Tensor, memory: Sequence[Tensor], columns: Sequence[Tensor], constants: Sequence[float], options: str
+        self,
+        inputs: Sequence[Tensor],
+        memory: Sequence[Tensor],
+        columns: Sequence[Tensor],
+        constants: Sequence[float],
+        options: str,
     ) -> tuple[Tensor, ...]:
-        if not torch.compiler.is_compiling() and (_transformed() or _is_dual([x, *memory, *columns])):
-            return self.eager(x, memory, columns, constants, options)
-        out, *after = self._forward(x, list(memory), list(columns), list(constants), options)
+        if not torch.compiler.is_compiling() and (_transformed() or _is_dual([*inputs, *memory, *columns])):
+            return self.eager(inputs, memory, columns, constants, options)
+        out, *after = self._forward(list(inputs), list(memory), list(columns), list(constants), options)
         if self._echo is not None:
             # cut from the output here, so that autograd sees where it comes from
-            after.insert(self._echo, out[-1].clone() if len(x) else memory[self._echo])
+            after.insert(self._echo, out[-1].clone() if len(out) else memory[self._echo])
         return (out, *after)
 
     def takes(self, x: Tensor) -> bool:
@@ -89,7 +94,7 @@ class Operator:
 
     def eager(
         self,
-        x: Tensor,
+        inputs: Sequence[Tensor],
         memory: Sequence[Tensor],
         columns: Sequence[Tensor],
         constants: Sequence[float],
@@ -100,21 +105,22 @@ class Operator:
         o = options_from(self.dynamics, options)
         *plain, width, height = constants
         spike = spike_function(o, width, height, slope)
-        return eager_loop(self.dynamics, x, memory, columns, plain, o, spike)
+        return eager_loop(self.dynamics, inputs, memory, columns, plain, o, spike)
 
     def _run(
-        self, x: Tensor, memory: list[Tensor], columns: list[Tensor], constants: list[float], options: str
+        self, inputs: list[Tensor], memory: list[Tensor], columns: list[Tensor], constants: list[float], options: str
     ) -> list[Tensor]:
-        return BACKENDS[x.device.type].forward(self.dynamics, x, memory, columns, constants, options)
+        return BACKENDS[inputs[0].device.type].forward(self.dynamics, inputs, memory, columns, constants, options)
 
     def _fake(
-        self, x: Tensor, memory: list[Tensor], columns: list[Tensor], constants: list[float], options: str
+        self, inputs: list[Tensor], memory: list[Tensor], columns: list[Tensor], constants: list[float], options: str
     ) -> list[Tensor]:
+        x = inputs[0]
         return [x.new_empty(x.shape), *(m.new_empty(m.shape) for k, m in enumerate(memory) if k != self._echo)]
 
     def _run_back(
         self,
-        x: Tensor,
+        inputs: list[Tensor],
         memory: list[Tensor],
         columns: list[Tensor],
         constants: list[float],
@@ -123,12 +129,12 @@ class Operator:
         grad_states: list[Tensor],
         learn: bool,
     ) -> list[Tensor]:
-        backend = BACKENDS[x.device.type]
-        return backend.backward(self.dynamics, x, memory, columns, constants, options, grad, grad_states, learn)
+        backend = BACKENDS[inputs[0].device.type]
+        return backend.backward(self.dynamics, inputs, memory, columns, constants, options, grad, grad_states, learn)
 
     def _fake_back(
         self,
-        x: Tensor,
+        inputs: list[Tensor],
         memory: list[Tensor],
         columns: list[Tensor],
         constants: list[float],
@@ -137,56 +143,59 @@ class Operator:
         grad_states: list[Tensor],
         learn: bool,
     ) -> list[Tensor]:
-        shape = memory[0].shape
+        x, shape = inputs[0], memory[0].shape
         n_states, n_parameters = len(self.dynamics.states), len(self.dynamics.parameters)
         return [
-            x.new_empty(x.shape),
+            *(x.new_empty(x.shape) for x in inputs),
             *(x.new_empty(shape) for _ in range(n_states)),
             *(x.new_empty(shape if learn else (0,)) for _ in range(n_parameters)),
         ]
 
     @staticmethod
     def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-        x, memory, columns, ctx.constants, ctx.options = inputs
+        given, memory, columns, ctx.constants, ctx.options = inputs
         ctx.set_materialize_grads(False)
-        ctx.counts = len(memory), len(columns)
+        ctx.ends = len(given), len(given) + len(memory)
         ctx.learn = any(column.requires_grad for column in columns)
-        ctx.save_for_backward(x, *memory, *columns)
+        ctx.save_for_backward(*given, *memory, *columns)
 
     def _differentiate(self, ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-        d = self.dynamics
-        x, *rest = ctx.saved_tensors
-        n_memory, n_columns = ctx.counts
-        memory, columns = rest[:n_memory], rest[n_memory:]
+        d, saved = self.dynamics, ctx.saved_tensors
+        first, second = ctx.ends
+        inputs, memory, columns = saved[:first], saved[first:second], saved[second:]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self._differentiate_eagerly(ctx, grads, x, memory, columns)
+            return self._differentiate_eagerly(ctx, grads, saved)
         grad = grads[0]
         if grad is None:
-            grad = x.new_zeros(x.shape[1:]).expand(x.shape)
+            grad = inputs[0].new_zeros(inputs[0].shape[1:]).expand(inputs[0].shape)
         incoming = iter(grads[1:])
         grad_states = [torch.zeros_like(m) if k == self._echo else next(incoming) for k, m in enumerate(memory)]
         grad_states = [
             torch.zeros_like(m) if g is None else g for g, m in zip(grad_states[: len(d.states)], memory, strict=False)
         ]
-        d_x, *found = self._backward(x, memory, columns, ctx.constants, ctx.options, grad, grad_states, ctx.learn)
+        found = self._backward(
+            list(inputs), list(memory), list(columns), ctx.constants, ctx.options, grad, grad_states, ctx.learn
+        )
+        d_inputs, found = found[:first], found[first:]
         d_memory: list[Tensor | None] = [*found[: len(d.states)], *(None for _ in d.counters)]
-        d_columns: list[Tensor | None] = [None] * n_columns
+        d_columns: list[Tensor | None] = [None] * len(columns)
         if ctx.learn:
             for k, (summand, column) in enumerate(zip(found[len(d.states) :], columns, strict=False)):
                 d_columns[k] = (
                     summand.sum().reshape(1) if column.numel() == 1 else summand.reshape(-1, column.numel()).sum(0)
                 )
-        return d_x, d_memory, d_columns, None, None
+        return d_inputs, d_memory, d_columns, None, None
 
     def _differentiate_eagerly(
-        self, ctx: Any, grads: Sequence[Tensor | None], x: Tensor, memory: list[Tensor], columns: list[Tensor]
+        self, ctx: Any, grads: Sequence[Tensor | None], saved: Sequence[Tensor]
     ) -> tuple[Any, ...]:
         """Gradients that can be differentiated again."""
-        tensors = [x, *memory, *columns]
+        first, second = ctx.ends
         with torch.enable_grad():
-            copies = [t.view_as(t) for t in tensors]
-            n = 1 + len(memory)
-            outputs = list(self.eager(copies[0], copies[1:n], copies[n:], ctx.constants, ctx.options))
+            copies = [t.view_as(t) for t in saved]
+            outputs = list(
+                self.eager(copies[:first], copies[first:second], copies[second:], ctx.constants, ctx.options)
+            )
             if self._echo is not None:
                 outputs.pop(1 + self._echo)
             pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
@@ -197,4 +206,4 @@ class Operator:
                 )
             )
         result = [next(found) if c.requires_grad else None for c in copies]
-        return result[0], result[1:n], result[n:], None, None
+        return result[:first], result[first:second], result[second:], None, None
