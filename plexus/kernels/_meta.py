@@ -82,9 +82,9 @@ def meta(
         UnsupportedError: `backend="fused"` and there is no fused loop for this call.
 
     Examples:
-        >>> spikes, state = meta(torch.full((6, 1, 1), 0.6), decay=0.9, jump=0.5)
-        >>> spikes.flatten().tolist()
-        [0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+        >>> spikes, state = meta(torch.full((9, 1, 1), 0.6), decay=0.9, jump=0.5)
+        >>> spikes.flatten().nonzero().flatten().tolist()       # the first spike's recovery holds back the second
+        [1, 8]
     """
     if order not in (1, 2):
         raise UnknownNameError.among("order of the meta neuron", str(order), ("1", "2"))

@@ -1,3 +1,4 @@
 from . import unlearning as unlearning
 from . import homeostasis as homeostasis
 from . import readout as readout
+from . import plasticity as plasticity

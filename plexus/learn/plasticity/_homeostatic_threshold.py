@@ -32,8 +32,8 @@ class HomeostaticThreshold:
         >>> neuron = MetaNeuron(2, order=1)
         >>> spikes = torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]])                 # one silent, one at every step
         >>> HomeostaticThreshold(target=0.5, rate=0.2).update(neuron, spikes)
-        >>> neuron.threshold.round(decimals=4).tolist()
-        [0.9, 1.1]
+        >>> neuron.threshold
+        tensor([0.9000, 1.1000])
     """
 
     def __init__(self, target: float = 0.05, rate: float = 0.1, *, floor: float = 0.01) -> None:

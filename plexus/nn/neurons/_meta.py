@@ -191,8 +191,8 @@ class MetaNeuron(nn.Module):
         Examples:
             >>> layer = MetaNeuron(2)
             >>> layer.assign("threshold", torch.tensor([0.5, 2.0]))
-            >>> layer.threshold.round(decimals=4).tolist()
-            [0.5, 2.0]
+            >>> layer.threshold
+            tensor([0.5000, 2.0000])
         """
         if name not in self.numbers:
             raise UnknownNameError.among("number of this MetaNeuron", name, self.numbers)
