@@ -132,6 +132,7 @@ def logistic_noise(like: Tensor, generator: torch.Generator | None = None) -> Te
         >>> abs((noise < 1.0).float().mean().item() - torch.sigmoid(torch.tensor(1.0)).item()) < 0.01
         True
     """
-    # float64 throughout: in float32 the tails would end at ±16, and half precision would have no tails at all
-    uniform = torch.rand(like.shape, dtype=torch.float64, device=like.device, generator=generator)
-    return torch.logit(uniform, eps=1e-15).to(like.dtype)
+    # in float32 the tails end at ±17; half precision would have hardly any
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    uniform = torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator)
+    return torch.logit(uniform, eps=torch.finfo(dtype).eps / 4).to(like.dtype)

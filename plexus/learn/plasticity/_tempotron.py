@@ -1,7 +1,7 @@
 """The tempotron: a neuron that learns to spike at least once for one class of inputs and never for the others.
 
     V(t) = Σ_i w_i Σ_{t_i <= t} K(t - t_i),    K: what one input spike does to the potential, its peak scaled to 1
-    on an error at a sample:   Δw_i = ±η Σ_{t_i <= t*} K(t* - t_i),     t* = argmax V
+    on an error at a sample:   Δw_i = ±η Σ_{t_i <= t*} K(t* - t_i),     t* = argmax V from the first input spike on
 
 + where the neuron should have spiked and did not, - where it should not have and did. K is that of the neuron behind
 an exponential synapse: for a leaky integrator the difference of two exponentials, V₀ (e^{-t/τ} - e^{-t/τ_s}); for a
@@ -75,8 +75,8 @@ class Tempotron(Parameters):
         neuron: MetaNeuron | None = None,
         *,
         tau_syn: float | None = None,
-        rate: float = 0.05,
-        intrinsic_rate: float = 0.02,
+        rate: float = 0.005,
+        intrinsic_rate: float = 0.005,
         momentum: float = 0.9,
         epochs: int = 30,
         batch: int = 10,
@@ -152,7 +152,9 @@ class Tempotron(Parameters):
     def _loss(self, x: Tensor, goal: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
         """What the rule descends: ∓(V(t*) - θ) of the wrong responses, per sample; and how many they are."""
         above = self._above(x)
-        peak = above.max(-1).values
+        # before its first input spike a sample has nothing to learn from, though V may be highest there
+        begun = (x != 0).any(1, keepdim=True).cummax(-1).values
+        peak = torch.where(begun, above, -torch.inf).max(-1).values.clamp(min=-1e9)
         if self.neuron_.stochastic:
             chance = self._chance(above.detach())
             fired = torch.rand(chance.shape, generator=generator, dtype=chance.dtype) < chance
