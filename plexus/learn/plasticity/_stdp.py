@@ -2,7 +2,7 @@
 
     x̄[t] = ρ₊ x̄[t-1] + x[t]                                trace of the inputs, ρ₊ = exp(-dt/τ₊)
     ȳ[t] = ρ₋ ȳ[t-1] + z[t]                                trace of the outputs, ρ₋ = exp(-dt/τ₋)
-    Δw = Σ_t  A₊ z[t] x̄[t]  -  A₋ ȳ[t-1] x[t]
+    Δw = Σ_t  A₊ z[t] x̄[t]  -  A₋ ρ₋ ȳ[t-1] x[t]
 
 So a pair with the output s >= 0 steps after the input adds A₊ ρ₊^s, and one with the input s >= 1 steps after the
 output takes A₋ ρ₋^s. Input and output in one step count as causal, as our neurons answer within the step. With
@@ -109,7 +109,8 @@ class PairSTDP:
         post = self._traces(signals.post, state.post, self.tau_minus)
         share = share.to(pre.dtype).unsqueeze(-1)
         delta = self.potentiation * _outer(signals.post * share, pre[1:])
-        delta = delta - self.depression * _outer(post[:-1] * share, signals.pre)
+        faded = post[:-1] * math.exp(-self.dt / self.tau_minus)
+        delta = delta - self.depression * _outer(faded * share, signals.pre)
         return delta.to(weight.dtype), PairTraces(pre[-1], post[-1])
 
     def _traces(self, spikes: Tensor, start: Tensor, tau: float) -> Tensor:
