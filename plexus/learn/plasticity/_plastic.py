@@ -72,9 +72,7 @@ class Plastic(nn.Module):
         post, pre = self.synapse.weight.shape
         neuron: Any = self.neuron
         dtype = dtype or self.synapse.weight.dtype
-        return PlasticState(
-            neuron.initial_state(batch, dtype=dtype), self.rule.init(batch, pre, post, dtype=dtype)
-        )
+        return PlasticState(neuron.initial_state(batch, dtype=dtype), self.rule.init(batch, pre, post, dtype=dtype))
 
     def forward(self, x: Tensor, state: PlasticState | None = None) -> tuple[Tensor, PlasticState]:
         """Spikes `[time, batch, post]` of the inputs `[time, batch, pre]`; nothing is learned, the rule's state rests."""
@@ -114,9 +112,7 @@ class Plastic(nn.Module):
             self.homeostasis.update(self.neuron, spikes)
         return spikes, PlasticState(neuron, rule)
 
-    def _change(
-        self, signals: Signals, modulator: Tensor | None, state: Any, generator: torch.Generator | None
-    ) -> Any:
+    def _change(self, signals: Signals, modulator: Tensor | None, state: Any, generator: torch.Generator | None) -> Any:
         weight = self.synapse.weight
         delta, state = self.rule.step(weight, signals, modulator, state, generator)
         weight.add_(self.rule.sign * delta).clamp_(self.low, self.high)
