@@ -181,7 +181,7 @@ class TestHomeostaticThreshold:
         torch.testing.assert_close(neuron.threshold, torch.full((2,), 0.2))
 
     def test_mistakes(self):
-        with pytest.raises(UnsupportedError, match="threshold=torch.ones"):
+        with pytest.raises(UnsupportedError, match=r"threshold=torch\.ones"):
             HomeostaticThreshold().update(LIF(3), torch.zeros(5, 1, 3))
         for wrong in ({"target": 1.5}, {"rate": 0.0}, {"floor": 0.0}):
             with pytest.raises(RangeError):

@@ -1,5 +1,6 @@
 """Lempel–Ziv complexity against the plain scan, entropy bounds against closed forms."""
 
+import itertools
 import math
 
 import numpy as np
@@ -152,7 +153,7 @@ class TestEntropyRateBound:
         spikes = np.random.default_rng(seed).random((2, 300)) < p
         # the same steps for all orders, so that it holds exactly and not only for long sequences
         bounds = [entropy_rate_bound(spikes[:, 4 - order :], order) for order in range(5)]
-        for less, more in zip(bounds, bounds[1:], strict=False):
+        for less, more in itertools.pairwise(bounds):
             assert (more <= less + 1e-12).all()
 
     def test_takes_tensors(self):
