@@ -19,7 +19,8 @@ __all__ = ["META_DYNAMICS"]
 
 
 def step(  # type: ignore[no-untyped-def]
-    x, noise, v, u, z, decay, gain, threshold, reset, temperature, recovery, coupling, jump, g, b, low, high, limit, spike, o
+    x, noise, v, u, z, decay, gain, threshold, reset, temperature, recovery, coupling, jump, g, b, low, high, limit,
+    spike, o
 ):  # fmt: skip
     drive = gain * x
     if o.second:

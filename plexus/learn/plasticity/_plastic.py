@@ -75,7 +75,7 @@ class Plastic(nn.Module):
         return PlasticState(neuron.initial_state(batch, dtype=dtype), self.rule.init(batch, pre, post, dtype=dtype))
 
     def forward(self, x: Tensor, state: PlasticState | None = None) -> tuple[Tensor, PlasticState]:
-        """Spikes `[time, batch, post]` of the inputs `[time, batch, pre]`; nothing is learned, the rule's state rests."""
+        """Spikes `[time, batch, post]` of the inputs `[time, batch, pre]`; nothing is learned."""
         state = state or self.initial_state(x.shape[1], dtype=x.dtype)
         spikes, neuron = self.neuron(self.synapse(x), state.neuron)
         return spikes, PlasticState(neuron, state.rule)

@@ -28,7 +28,8 @@ def entropy_rate_bound(spikes: Any, order: int = 0) -> Any:
         order: k, how many symbols before each are known. The counts need many more steps than 2^(k + 1).
 
     Returns:
-        H_k of each sequence, a float64 tensor for a tensor, an array for an array. The first k steps serve as past only.
+        H_k of each sequence, a float64 tensor for a tensor, an array for an array. The first k steps only serve as
+        the past.
 
     Raises:
         RangeError: the sequences are not binary, or the order is negative or leaves fewer than 2^(k + 1) steps.

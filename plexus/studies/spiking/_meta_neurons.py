@@ -103,7 +103,7 @@ def simulated(name: str, sizes: tuple[int, int, int], channels: int, steps: int,
 
 
 def threes_and_eights(sizes: tuple[int, int, int], steps: int, rng: torch.Generator) -> Task:
-    """Scikit-learn's 3s and 8s, as Poisson trains of up to 100 Hz per pixel; the test images are the same for all seeds."""
+    """Scikit-learn's 3s and 8s, a Poisson train of up to 100 Hz per pixel; all seeds have the same test images."""
     known = digits()
     rows = ((known.y == 3) | (known.y == 8)).nonzero().squeeze(1)
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
@@ -234,7 +234,7 @@ def by_tempotron(kind: str, learn: bool, data: Spikes, tau: float, epochs: int, 
 
 
 def by_stdp(kind: str, learn: bool, data: Spikes, tau: float, hidden: int, epochs: int, seed: int) -> Trained:
-    """Neurons that learn by pair STDP without labels, their thresholds held or homeostatic; a logistic readout of counts."""
+    """Neurons that learn by pair STDP without labels, thresholds held or homeostatic; a logistic readout of counts."""
     rng = generator(seed, 1)
     channels = data.x.shape[1]
     synapse = nn.Linear(channels, hidden, bias=False)
