@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from plexus.data import digits, log_mel, spoken_digits
 from plexus.errors import require
+from plexus.lab import Results
 from plexus.learn.plasticity import HomeostaticThreshold, PairSTDP, Plastic, Tempotron
 from plexus.learn.readout import LZCClassifier
 from plexus.nn import MetaNeuron, Sequential, intrinsic_parameters, synaptic_parameters
@@ -351,3 +352,32 @@ def graded(values: Tensor) -> tuple[float, float]:
     """Between which powers the code is graded: the median and the loudest hundredth of the training recordings."""
     ordered = values.flatten().sort().values
     return float(ordered[len(ordered) // 2]), float(ordered[int(0.99 * len(ordered))])
+
+
+def figures(results: Results, taus: Sequence[float]) -> dict[str, Any]:
+    """What the studies show."""
+    graph = require("plotly.graph_objects", "lab", purpose="figures")
+    tasks = [
+        name for name in (*SIMULATED, "digits", "spoken") if name in results["input"][min(results["input"])].metrics
+    ]
+    bars = graph.Figure()
+    trainable = [arm for arm in results.trials if arm not in ("input", "range")]
+    for task in tasks:
+        bars.add_bar(x=trainable, y=[results.metric(arm, task).mean() for arm in trainable], name=task)
+    bars.update_layout(barmode="group", yaxis_title="accuracy by the rule's own decision, %", yaxis_range=[40, 100])
+    reads = graph.Figure()
+    for arm in ("input", "LIF fixed", "LIF learned", "meta learned", "stochastic learned"):
+        for readout in ("count", "lzc", "cv"):
+            values = [results.metric(arm, f"{task} {readout}").mean() for task in tasks]
+            reads.add_bar(x=tasks, y=values, name=f"{arm}: {readout}")
+    reads.update_layout(barmode="group", yaxis_title="accuracy, %", yaxis_range=[40, 100])
+    cells = np.stack([outcome.arrays["accuracy"] for _, outcome in sorted(results["range"].items())])
+    start = graph.Figure()
+    for row, name in enumerate(("fixed", "learned")):
+        start.add_scatter(x=list(taus)[: cells.shape[2]], y=cells[:, row].mean(0), name=name)
+    start.update_layout(xaxis_title="starting time constant, ms", xaxis_type="log", yaxis_title="accuracy, %")
+    return {
+        "Fixed and learned numbers of the neurons": bars,
+        "What three readouts see, with and without a network": reads,
+        "The gain of learning depends on where the neurons start": start,
+    }

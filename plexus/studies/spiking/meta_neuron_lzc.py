@@ -5,9 +5,9 @@ spikes in random order; G, Poisson or gamma intervals at one rate; and scikit-le
 second study, of the same machinery, has spoken digits.
 
 Three neurons (LIF, the second-order meta neuron, the same with chance in its spikes) learn by three rules
-(backpropagation with a surrogate gradient, the tempotron, pair STDP with a readout of counts), each with its own numbers
-fixed or learned. Four readouts look at what the output neurons emit: the rule's own decision, spike counts, Lempel–Ziv
-complexity, and the variation of intervals; the last three also look at the input with no network at all.
+(backpropagation with a surrogate gradient, the tempotron, pair STDP with a readout of counts), each with its own
+numbers fixed or learned. Four readouts look at what the output neurons emit: the rule's own decision, spike counts,
+Lempel–Ziv complexity, and the variation of intervals; the last three also look at the input with no network at all.
 
 What is measured against what:
 
@@ -28,8 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from plexus.errors import require
-from plexus.lab import TUNING_SEEDS, Arm, Outcome, Paper, Results, Study, Tuning, exact, interval, study
+from plexus.lab import TUNING_SEEDS, Arm, Check, Outcome, Paper, Results, Study, Tuning, exact, interval, study
 from plexus.lab._study import BySeed, Quantity
 from plexus.probe.information import lz_complexity
 from plexus.studies.spiking import _meta_neurons as tools
@@ -117,6 +116,40 @@ def of_networks(m: BySeed, tasks: tuple[str, ...]) -> float:
     return float(np.mean([m["LIF learned"][f"{task} lzc"] - m["input"][f"{task} lzc"] for task in tasks]))
 
 
+def shared_checks(label: str, task: str, *, counts: float) -> tuple[Check, ...]:
+    """What is asked of the task on which the claims are primarily judged."""
+    silent = of("input", "words of silence")
+    return (
+        exact("words of a silent train of 200 steps", silent, center=2, margin=0, role="sanity"),
+        interval(
+            f"{label}learned time constants move, relative",
+            of("LIF learned", f"{task} moved"),
+            at_least=0.05,
+            role="sanity",
+        ),
+        interval(
+            f"{label}counts of the input tell the classes, %",
+            of("input", f"{task} count"),
+            at_least=counts,
+            role="control",
+        ),
+        interval(
+            f"{label}LIF learned over fixed and over drawn numbers, points",
+            over_ablation_and_null(task),
+            at_least=3,
+            role="mechanism",
+            primary=True,
+        ),
+        interval(
+            f"{label}LIF learned over fixed, both tuned, points",
+            gain("LIF learned grid", "LIF fixed grid", task),
+            at_least=1,
+            role="advantage",
+            primary=True,
+        ),
+    )
+
+
 def arms() -> tuple[Arm, ...]:
     """All arms; those that learn by backpropagation have no suffix."""
     found = []
@@ -133,9 +166,9 @@ def arms() -> tuple[Arm, ...]:
             )
         )
     found += [
-        Arm(f"quadratic {word}", role="method" if learn else "ablation", note="membrane V² - V", kind="quadratic", learn=learn)
-        for word, learn in (("fixed", False), ("learned", True))
-    ]  # fmt: skip
+        Arm(f"quadratic {word}", role=role, note="membrane V² - V", kind="quadratic", learn=role == "method")
+        for word, role in (("fixed", "ablation"), ("learned", "method"))
+    ]
     return (
         *found,
         Arm("LIF drawn", role="null", note="numbers as diverse as the grid, drawn, not learned", drawn=True),
@@ -159,7 +192,7 @@ class MetaNeuronStudy(Study):
     )
     claim = (
         "Learning the neurons' own numbers besides the weights improves classification over networks tuned in learning "
-        "rate alone, under several learning rules, and Lempel–Ziv complexity of spike trains is a feature to classify by."
+        "rate alone, under several learning rules, and Lempel–Ziv complexity of spike trains serves as a feature."
     )
     fidelity = "C"
     inferred: ClassVar = {
@@ -228,10 +261,8 @@ class MetaNeuronStudy(Study):
         for seed in TUNING_SEEDS[: config.tuning_seeds]:
             for index, task in enumerate(self.prepare(config, seed).values()):
                 for arm, (column, (tau, rate)) in itertools.product(TUNED, enumerate(grid)):
-                    tasks = len(config.tasks)
-                    here = replace(
-                        config, learn=self.arm(arm).overrides.get("learn", False), tau=same(tau, tasks), rate=same(rate, tasks)
-                    )  # fmt: skip
+                    each = {"tau": same(tau, len(config.tasks)), "rate": same(rate, len(config.tasks))}
+                    here = replace(config, learn=self.arm(arm).overrides.get("learn", False), **each)
                     found[arm][index, column] += trained(here, index, task, seed).accuracy(task.validation)
         chosen: dict[str, Mapping[str, Any]] = {}
         for arm, accuracy in found.items():
@@ -239,33 +270,11 @@ class MetaNeuronStudy(Study):
             chosen[arm] = {"tau": tuple(tau for tau, _ in best), "rate": tuple(rate for _, rate in best)}
         chosen["LIF learned from grid"] = chosen["LIF fixed grid"]
         budget = {**dict.fromkeys(TUNED, len(grid)), "LIF learned from grid": 0}
-        note = f"per task, on validation samples, over {config.tuning_seeds} tuning seed(s); `from grid` takes what fixed got"
+        note = f"per task, on validation, over {config.tuning_seeds} tuning seed(s); `from grid` takes what fixed got"
         return Tuning(chosen, budget, note)
 
     def figures(self, results: Results) -> dict[str, Any]:
-        graph = require("plotly.graph_objects", "lab", purpose="figures")
-        tasks = [name for name in (*TASKS, "spoken") if name in results["input"][min(results["input"])].metrics]
-        bars = graph.Figure()
-        trainable = [arm for arm in results.trials if arm not in ("input", "range")]
-        for task in tasks:
-            bars.add_bar(x=trainable, y=[results.metric(arm, task).mean() for arm in trainable], name=task)
-        bars.update_layout(barmode="group", yaxis_title="accuracy by the rule's own decision, %", yaxis_range=[40, 100])
-        reads = graph.Figure()
-        for arm in ("input", "LIF fixed", "LIF learned", "meta learned", "stochastic learned"):
-            for readout in ("count", "lzc", "cv"):
-                values = [results.metric(arm, f"{task} {readout}").mean() for task in tasks]
-                reads.add_bar(x=tasks, y=values, name=f"{arm}: {readout}")
-        reads.update_layout(barmode="group", yaxis_title="accuracy, %", yaxis_range=[40, 100])
-        cells = np.stack([outcome.arrays["accuracy"] for _, outcome in sorted(results["range"].items())])
-        start = graph.Figure()
-        for row, name in enumerate(("fixed", "learned")):
-            start.add_scatter(x=list(self.Config().taus)[: cells.shape[2]], y=cells[:, row].mean(0), name=name)
-        start.update_layout(xaxis_title="starting time constant, ms", xaxis_type="log", yaxis_title="accuracy, %")
-        return {
-            "Fixed and learned numbers of the neurons": bars,
-            "What three readouts see, with and without a network": reads,
-            "The gain of learning depends on where the neurons start": start,
-        }
+        return tools.figures(results, self.Config().taus)
 
 
 @study
@@ -285,7 +294,7 @@ class MetaNeuronLZC(MetaNeuronStudy):
         "Weights start with a positive mean and units have biases; without, the fixed network cannot find its working "
         "point and the gain of learning is a matter of how bad the start is.",
         "The tempotron and STDP are used as published for one layer; a tempotron's input gain cancels in its kernel.",
-        "STDP learns without labels; thresholds follow a homeostatic rule in the learned arm, a readout of counts decides.",
+        "STDP learns without labels; in the learned arm thresholds are homeostatic; a readout of counts decides.",
         "The card's bar of three points is asked against a null with drawn numbers too.",
         "The samples of a seed are 120 for training and 300 for the test, not 400.",
     )
@@ -304,22 +313,9 @@ class MetaNeuronLZC(MetaNeuronStudy):
         "paper": {"sizes": (400, 200, 400), "hidden": 64, "epochs": 30},
     }
     checks = (
-        exact(
-            "words of a silent train of 200 steps", of("input", "words of silence"), center=2, margin=0, role="sanity"
-        ),
-        interval(
-            "R: learned time constants move, relative", of("LIF learned", "rate moved"), at_least=0.05, role="sanity"
-        ),
+        *shared_checks("R: ", "rate", counts=95.0),
         interval(
             "S: spike counts of the input tell nothing, %", of("input", "structure count"), at_most=60, role="sanity"
-        ),
-        interval("R: counts of the input tell the rate, %", of("input", "rate count"), at_least=95, role="control"),
-        interval(
-            "R: LIF learned over fixed and over drawn numbers, points",
-            over_ablation_and_null("rate"),
-            at_least=3,
-            role="mechanism",
-            primary=True,
         ),
         *(
             interval(
@@ -344,13 +340,6 @@ class MetaNeuronLZC(MetaNeuronStudy):
             complexity_against("rate alone", "structure"),
             at_least=30,
             role="mechanism",
-        ),
-        interval(
-            "R: LIF learned over fixed, both tuned, points",
-            gain("LIF learned grid", "LIF fixed grid", "rate"),
-            at_least=1,
-            role="advantage",
-            primary=True,
         ),
         interval(
             "all tasks: LIF learned over fixed, both tuned, points",
@@ -397,7 +386,7 @@ class MetaNeuronLZCAudio(MetaNeuronStudy):
     scale_line = "240 recordings of 16 mel bands and 100 steps, 16 hidden neurons; the paper has no spoken digits."
     data = ("Free Spoken Digit Dataset, 0 and 1",)
     deviations = (
-        "Spoken digits stand in for the paper's data; the test is the data set's customary one, the same for all seeds.",
+        "Spoken digits stand in for the paper's data; the test is the customary one, the same for all seeds.",
         *MetaNeuronLZC.deviations[:4],
     )
     scales: ClassVar = {
@@ -412,20 +401,7 @@ class MetaNeuronLZCAudio(MetaNeuronStudy):
         },
     }
     checks = (
-        exact(
-            "words of a silent train of 200 steps", of("input", "words of silence"), center=2, margin=0, role="sanity"
-        ),
-        interval(
-            "learned time constants move, relative", of("LIF learned", "spoken moved"), at_least=0.05, role="sanity"
-        ),
-        interval("counts of the input tell the digits, %", of("input", "spoken count"), at_least=90, role="control"),
-        interval(
-            "LIF learned over fixed and over drawn numbers, points",
-            over_ablation_and_null("spoken"),
-            at_least=3,
-            role="mechanism",
-            primary=True,
-        ),
+        *shared_checks("", "spoken", counts=90.0),
         *(
             interval(
                 f"{kind} learned over fixed{suffix}, points",
@@ -434,13 +410,6 @@ class MetaNeuronLZCAudio(MetaNeuronStudy):
                 role="mechanism",
             )
             for kind, suffix in (("meta", ""), ("stochastic", ""), ("LIF", " tempotron"), ("LIF", " STDP"))
-        ),
-        interval(
-            "LIF learned over fixed, both tuned, points",
-            gain("LIF learned grid", "LIF fixed grid", "spoken"),
-            at_least=1,
-            role="advantage",
-            primary=True,
         ),
         interval(
             "complexity of the learned output over that of the input, points",
