@@ -132,7 +132,7 @@ class Tempotron(Parameters):
                 optimizer.zero_grad()
                 loss, errors = self._loss(x[rows], goal[rows], generator)
                 wrong += errors
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
             self.errors_.append(wrong / goal.numel())
         self.weight_ = self.weight_.detach()
@@ -243,7 +243,7 @@ class Tempotron(Parameters):
             filtered.append(synapse)
         # the peak of the kernel is 1 by a factor on the input
         peak = self._peak(steps).to(x.dtype)
-        spikes, _ = neuron(torch.stack(filtered) / peak)
+        spikes: Tensor = neuron(torch.stack(filtered) / peak)[0]
         return spikes.permute(1, 2, 0)
 
     def _peak(self, steps: int) -> Tensor:

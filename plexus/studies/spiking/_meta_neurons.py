@@ -220,9 +220,9 @@ def by_tempotron(kind: str, learn: bool, data: Spikes, tau: float, epochs: int, 
     """A tempotron; where there is chance its accuracy is that which a draw is expected to have."""
     cell = neuron(kind, 1, learn, tau)
     cell.generator = generator(seed, 2)
-    model = Tempotron(cell, epochs=epochs, batch=20, rate=0.001, scale=0.1, generator=generator(seed, 1)).fit(
-        data.x, data.y
-    )
+    model = Tempotron(
+        cell, epochs=epochs, batch=20, rate=0.001, intrinsic_rate=0.02, scale=0.1, generator=generator(seed, 1)
+    ).fit(data.x, data.y)
     values = model.neuron_.tau_mem.detach().expand(1)
 
     def accuracy(part: Spikes) -> float:

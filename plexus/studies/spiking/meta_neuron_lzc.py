@@ -37,6 +37,7 @@ TASKS = ("rate", "structure", "regularity", "digits")
 NEURONS = ("LIF", "meta", "stochastic")
 RULES = ("backprop", "tempotron", "STDP")
 TUNED = ("LIF fixed grid", "LIF learned grid")
+ONE_TASK = {"tasks": ("spoken",), "tau": (20.0,), "rate": (0.02,)}
 
 
 def same(value: float, tasks: int = len(TASKS)) -> tuple[float, ...]:
@@ -390,15 +391,8 @@ class MetaNeuronLZCAudio(MetaNeuronStudy):
         *MetaNeuronLZC.deviations[:4],
     )
     scales: ClassVar = {
-        "smoke": {**MetaNeuronLZC.scales["smoke"], "tasks": ("spoken",), "tau": (20.0,), "rate": (0.02,)},
-        "full": {
-            "tasks": ("spoken",),
-            "tau": (20.0,),
-            "rate": (0.02,),
-            "steps": 100,
-            "sizes": (240, 240, 60),
-            "tuning_seeds": 2,
-        },
+        "smoke": {**MetaNeuronLZC.scales["smoke"], **ONE_TASK},
+        "full": {**ONE_TASK, "steps": 100, "sizes": (240, 240, 60), "tuning_seeds": 2},
     }
     checks = (
         *shared_checks("", "spoken", counts=90.0),
