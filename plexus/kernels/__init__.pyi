@@ -14,3 +14,6 @@ from ._elm import elm_memory as elm_memory
 from ._elm import elm_memory_reference as elm_memory_reference
 from ._elm import leaky_trace as leaky_trace
 from ._elm import leaky_trace_reference as leaky_trace_reference
+from ._meta import MetaState as MetaState
+from ._meta import logistic_noise as logistic_noise
+from ._meta import meta as meta

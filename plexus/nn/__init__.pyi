@@ -60,3 +60,8 @@ from .neurons import ELM as ELM
 from .neurons import ELMLayer as ELMLayer
 from .neurons import ELMLayerState as ELMLayerState
 from .neurons import ELMState as ELMState
+from .neurons import MetaNeuron as MetaNeuron
+from .neurons import MetaState as MetaState
+from .neurons import freeze_intrinsic as freeze_intrinsic
+from .neurons import intrinsic_parameters as intrinsic_parameters
+from .neurons import synaptic_parameters as synaptic_parameters

@@ -37,3 +37,4 @@ from ._energy import Cost as Cost
 from ._energy import LayerCost as LayerCost
 from ._energy import synaptic_operations as synaptic_operations
 from ._trace import trace as trace
+from . import information as information

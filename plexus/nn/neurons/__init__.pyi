@@ -46,3 +46,8 @@ from ._elm import ELM as ELM
 from ._elm import ELMState as ELMState
 from ._elm_layer import ELMLayer as ELMLayer
 from ._elm_layer import ELMLayerState as ELMLayerState
+from ._meta import MetaNeuron as MetaNeuron
+from ._meta import MetaState as MetaState
+from ._intrinsic import freeze_intrinsic as freeze_intrinsic
+from ._intrinsic import intrinsic_parameters as intrinsic_parameters
+from ._intrinsic import synaptic_parameters as synaptic_parameters

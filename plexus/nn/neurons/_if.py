@@ -36,7 +36,7 @@ class IF(LIF):
         [0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]
     """
 
-    learnable = ("threshold", "reset_value")
+    learnable = ("threshold", "reset_value", "gain")
     shown = ("threshold",)
 
     def __init__(self, units: int | Sequence[int], threshold: float | Tensor = 1.0, **others: Any) -> None:

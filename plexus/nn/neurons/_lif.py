@@ -1,6 +1,6 @@
 """Leaky integrate-and-fire neurons as a layer.
 
-    m[t] = rest + α (v[t-1] - rest) + κ x[t]              α = exp(-dt/τ)  or  1 - dt/τ,      κ = 1  or  1 - α
+    m[t] = rest + α (v[t-1] - rest) + κ R x[t]            α = exp(-dt/τ)  or  1 - dt/τ,      κ = 1  or  1 - α
     z[t] = H(m[t] - θ)
     v[t] = m[t] - z[t] θ                                  soft reset
     v[t] = (1 - z[t]) m[t] + z[t] reset_value             hard reset
@@ -12,7 +12,7 @@ form and the surrogate gradient. Time constants in ms, potentials dimensionless.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,15 @@ from plexus.nn.neurons._layer import NeuronLayer, Positive, Slope, decay_of, pos
 from plexus.units._port import Port
 
 __all__ = ["LIF", "LIFState"]
+
+
+class _OneOr(Positive):
+    """A positive number that is 1, and kept nowhere, unless it is learnt or given another value."""
+
+    def __get__(self, layer: Any, owner: type | None = None) -> Any:
+        if layer is not None and not hasattr(layer, self.raw):
+            return 1.0
+        return super().__get__(layer, owner)
 
 
 class LIF(NeuronLayer):
@@ -39,6 +48,7 @@ class LIF(NeuronLayer):
         dt: length of a step in ms.
         discretisation: `"exponential"`, α = exp(-dt/τ), or `"euler"`, α = 1 - dt/τ.
         scale_input: weigh the input by 1 - α, so that a constant input is also the potential it leads to.
+        gain: R > 0, a further factor of the input, kept by its logarithm.
         rest: potential to which the membrane decays.
         reset: `"soft"`, `"hard"` or `"none"`.
         reset_value: where a hard reset goes.
@@ -48,10 +58,10 @@ class LIF(NeuronLayer):
         refractory: time in ms after a spike in which the unit keeps its potential and stays silent.
         surrogate: a `Surrogate`, its name, or a function u -> dz/du.
         smooth: emit 1/2 + the surrogate's integral in place of spikes, so that all derivatives are true ones.
-        learn: which of `"tau_mem"`, `"threshold"`, `"rest"`, `"reset_value"` are parameters.
+        learn: which of `"tau_mem"`, `"threshold"`, `"rest"`, `"reset_value"`, `"gain"` are parameters.
 
     Raises:
-        RangeError: a time constant, dt or a threshold is not positive, or tau_mem <= dt under `"euler"`.
+        RangeError: a time constant, dt, the gain or a threshold is not positive, or tau_mem <= dt under `"euler"`.
         ShapeError: there are no units, or an input or a number does not fit them.
 
     Examples:
@@ -64,10 +74,11 @@ class LIF(NeuronLayer):
     """
 
     neuron = lif_neuron
-    learnable: ClassVar[tuple[str, ...]] = ("tau_mem", "threshold", "rest", "reset_value")
+    learnable: ClassVar[tuple[str, ...]] = ("tau_mem", "threshold", "rest", "reset_value", "gain")
     shown: ClassVar[tuple[str, ...]] = ("tau_mem",)
     port: Port | None = None
     tau_mem = Positive("Time constant of the membrane, ms.")
+    gain = _OneOr("R, the factor of the input beside that of `scale_input`.")
     threshold: Tensor
     rest: Tensor
     reset_value: Tensor
@@ -81,6 +92,7 @@ class LIF(NeuronLayer):
         dt: float = 1.0,
         discretisation: Literal["exponential", "euler"] = "exponential",
         scale_input: bool = False,
+        gain: float | Tensor = 1.0,
         rest: float | Tensor = 0.0,
         reset: Literal["soft", "hard", "none"] = "soft",
         reset_value: float | Tensor = 0.0,
@@ -112,6 +124,9 @@ class LIF(NeuronLayer):
         self.discretisation, self.scale_input = discretisation, scale_input
         self.delayed_reset, self.inclusive = delayed_reset, inclusive
         self._number("tau_mem", tau_mem)
+        if isinstance(gain, Tensor) or gain != 1 or "gain" in self.learn:
+            positive("gain", gain, unit="")
+            self._number("gain", gain)
         self._number("threshold", threshold)
         self._number("rest", rest)
         self._number("reset_value", reset_value)
@@ -141,7 +156,7 @@ class LIF(NeuronLayer):
             x,
             state,
             decay=decay,
-            gain=1 - decay if self.scale_input else 1.0,
+            gain=self.gain * (1 - decay) if self.scale_input else self.gain,
             threshold=self.threshold,
             reset_value=self.reset_value,
             rest=self.rest if self._rests else 0.0,
