@@ -136,6 +136,8 @@ class EILayer(nn.Module):
         self.weight_ie.mul_(scale)
         if self.gain_i is not None:
             self.gain_i.fill_(gain)
+        elif self.gain_e is not None:
+            self.gain_e.fill_(1 / math.sqrt(variance))
         self.initialised.fill_(True)
         return EIStatistics(mean, variance, square, scale, gain, assumed)
 

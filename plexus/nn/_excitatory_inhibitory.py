@@ -51,7 +51,7 @@ class EILinear(EILayer):
         ratio: excitatory cells per inhibitory one.
         output: the layer of logits, I_bal alone: nothing is divided, and there are no gains and no bias.
         subtractive: whether inhibition is subtracted.
-        divisive: whether inhibition divides.
+        divisive: whether inhibition divides; without, E-I Init sets g_E = 1/sqrt(V), so that I keeps its variance.
         replace_zeros: whether a zero divisor is replaced (E-I Prop).
         scale_gradient: whether the gradient of W_EI is multiplied by 1/d (E-I Prop).
         generator: for the draw of the weights.
@@ -188,7 +188,7 @@ class EIConv2d(EILayer):
             raise ShapeError(
                 "the input does not fit the layer",
                 given=tuple(x.shape),
-                expected=f"[batch, {self.in_channels}, y, x]",
+                expected=f"[batch, channel, y, x] with {self.in_channels} channels",
             )
 
     def extra_repr(self) -> str:
