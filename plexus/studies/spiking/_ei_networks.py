@@ -214,7 +214,7 @@ def accuracy(config: Config, network: Sequential, data: Labelled) -> float:
 def watch(network: Sequential, x: Tensor, y: Tensor) -> dict[str, list[float]]:
     """Per hidden layer: mean and deviation of the current into the neurons, their rate, the gradient of the weights.
 
-    Looks at a copy in training mode, so that a normalisation shows the statistics of this batch and learns nothing of it.
+    Looks at a copy in training mode: a normalisation shows the statistics of this batch, and learns nothing of it.
     """
     network = copy.deepcopy(network).train().requires_grad_(True)
     seen: dict[str, list[float]] = {"mean": [], "std": [], "rate": []}

@@ -261,7 +261,7 @@ DEVIATIONS = (
     "Learning rates are tuned at the full depth: at four layers those win that kill eight.",
     "The bar on the mean current is sqrt(1/n_E + 1/n_I) over all layers, what the draw of the two populations can make "
     "of it; a bar of 0.1 on each layer holds only for wider layers.",
-    "Without division E-I Init cannot keep the variance; a second ablation sets the gain of the excitatory cells for it.",
+    "Without division E-I Init cannot keep the variance; in a second ablation the gain of the excitatory cells does.",
     "Two baselines of ours: weights scaled by data until all layers fire, and layer normalisation.",
     "One weight decay, 5e-4, for all; the published configuration has 1e-4 for batch normalisation.",
 )
