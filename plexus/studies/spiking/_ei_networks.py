@@ -32,7 +32,6 @@ PARTS: dict[str, dict[str, bool]] = {
     "constant gain": {"divisive": False},
     "no subtraction": {"subtractive": False},
     "no gradient scale": {"scale_gradient": False},
-    "no replacement": {"replace_zeros": False},
 }
 """What an ablation takes out of the layers; the others change the start, the signs, or what is trained."""
 
@@ -126,11 +125,12 @@ def build(method: str, depth: int, start: Tensor, classes: int, width: int, seed
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SilentInputWarning)
             initialise_ei(network, start)
-    if method == "no division":
-        for layer in list(network)[:-1]:
-            if isinstance(layer, EILinear):
-                nn.init.ones_(layer.gain_e)
-    elif method == "plain firing":
+    circuits = [layer for layer in network if isinstance(layer, EILinear)]
+    for layer in circuits:
+        layer.replace_zeros = method != "no replacement"
+        if method == "no division" and layer.gain_e is not None:
+            nn.init.ones_(layer.gain_e)
+    if method == "plain firing":
         init_firing_(network, start, rate=0.2)
     if method == "frozen":
         for layer in list(network)[:-1]:
