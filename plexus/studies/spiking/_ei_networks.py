@@ -60,7 +60,7 @@ class Config:
     method: str = "ei"
     rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     rate: float = 1e-2
-    tuning_seeds: int = 2
+    tuning_seeds: int = 1
 
 
 @dataclass
