@@ -270,6 +270,15 @@ def test_per_sample_gradients_add_up_to_the_gradient() -> None:
         torch.testing.assert_close(each[name].sum(0), p.grad)
 
 
+def test_a_compiled_layer_computes_the_same() -> None:
+    layer = EILinear(6, 4, generator=draw())
+    x = torch.rand(5, 6, generator=draw(1))
+    x[1] = 0
+    layer.init_from(x)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+
+
 @settings(max_examples=20, deadline=None)
 @given(scale=st.floats(0.1, 50), seed=st.integers(0, 1000))
 def test_division_makes_the_current_independent_of_contrast(scale: float, seed: int) -> None:
