@@ -32,3 +32,8 @@ from ._ei_circuit import EIStatistics as EIStatistics
 from ._ei_circuit import SilentInputWarning as SilentInputWarning
 from ._ei_networks import initialise_ei as initialise_ei
 from ._ei_networks import to_ei as to_ei
+from .neurons import SignedIF as SignedIF
+from .neurons import SignedIFState as SignedIFState
+from ._conversion import QuantisedReLU as QuantisedReLU
+from ._conversion import convert_quantised as convert_quantised
+from ._conversion import quantise_activations as quantise_activations
