@@ -52,6 +52,7 @@ from plexus.studies.spiking._ei_networks import (
 DEPTHS = ("shallow", "middle", "deep")
 FAST = {"rates": (3e-2, 1e-1, 3e-1)}
 SLOW = {"rates": (1e-2, 3e-2, 1e-1)}
+SLOWEST = {"rates": (1e-3, 3e-3, 1e-2)}
 
 
 def above(*rivals: str, depth: str = "deep") -> Quantity:
@@ -64,9 +65,9 @@ def of(arm: str, metric: str) -> Quantity:
     return lambda seed: seed[arm][metric]
 
 
-def ablation(name: str, note: str, *, role: Any = "ablation") -> Arm:
+def ablation(name: str, note: str, *, role: Any = "ablation", **overrides: Any) -> Arm:
     """An arm that is trained at the full depth alone."""
-    return Arm(name, method=name, only_deep=True, role=role, note=note)
+    return Arm(name, method=name, only_deep=True, role=role, note=note, **overrides)
 
 
 def checks(control: float) -> tuple[Check, ...]:
@@ -151,7 +152,7 @@ class _DeepEISNN(Study):
         ablation("no division", "nothing in the place of the division"),
         ablation("constant gain", "divided by what E-I Init expects, not by the sample's inhibition"),
         ablation("no subtraction", "inhibition only divides"),
-        ablation("no gradient scale", "the gradient of the mixing weights as it is"),
+        ablation("no gradient scale", "the gradient of the mixing weights as it is", **SLOWEST),
         ablation("no replacement", "zero divisors stay"),
         ablation("free signs", "no projection: weights may become negative"),
         ablation("frozen", "only the output layer is trained", role="null"),
