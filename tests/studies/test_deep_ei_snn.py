@@ -11,7 +11,7 @@ from torch import nn
 
 from plexus.data import digits
 from plexus.errors import FormatError
-from plexus.lab import TUNING_SEEDS, Study
+from plexus.lab import TUNING_SEEDS, Results, Study
 from plexus.lab._verdict import judge
 from plexus.nn import LIF, EILinear
 from plexus.studies.spiking._ei_networks import Config, build, is_ei, load, over_time, train, watch
@@ -28,12 +28,16 @@ def prepared():
 
 
 @pytest.fixture(scope="module")
-def found(prepared):
-    """What every arm measured of one seed."""
+def outcomes(prepared):
     return {
-        arm.name: study.run(study.configure("smoke", arm.overrides), copy.deepcopy(prepared), 3).metrics
-        for arm in study.arms
+        arm.name: study.run(study.configure("smoke", arm.overrides), copy.deepcopy(prepared), 3) for arm in study.arms
     }
+
+
+@pytest.fixture(scope="module")
+def found(outcomes):
+    """What every arm measured of one seed."""
+    return {name: outcome.metrics for name, outcome in outcomes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +108,7 @@ def test_each_ablation_removes_what_it_says(start) -> None:
     assert gain == pytest.approx(1 / math.sqrt(float(start.flatten(0, 1).var(0).mean())), rel=1e-4)
     uniform = layers("no init", start)
     assert all(bool((p >= 0).all()) for layer in uniform for p in layer.parameters())
-    assert float(uniform[0].weight_ee.max()) <= 1 / 8
+    assert float(uniform[0].weight_ee.detach().max()) <= 1 / 8
     frozen = build("frozen", 4, start, 10, 16, seed=2)
     assert {name.split(".")[0] for name, p in frozen.named_parameters() if p.requires_grad} == {"6"}
 
@@ -151,6 +155,15 @@ def test_trials_are_finite_and_repeat(prepared, found) -> None:
     assert "shallow accuracy" not in found["frozen"]
     for check in study.checks:
         assert math.isfinite(check.quantity(found))
+
+
+def test_figures_show_every_arm(outcomes) -> None:
+    pytest.importorskip("plotly")
+    figures = study.figures(Results({name: {3: outcome, 4: outcome} for name, outcome in outcomes.items()}))
+    assert [trace.name for trace in figures["Firing after training"].data] == METHODS
+    deep = figures["Accuracy by depth"].data[-1]
+    assert list(deep.x) == METHODS
+    assert deep.y[METHODS.index("ei")] == pytest.approx(outcomes["ei"].metrics["deep accuracy"])
 
 
 def test_a_circuit_that_is_no_better_than_its_parts_fails(found) -> None:
