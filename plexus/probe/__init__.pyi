@@ -20,6 +20,8 @@ from ._record import stream as stream
 from ._health import Health as Health
 from ._health import LayerHealth as LayerHealth
 from ._health import health as health
+from ._balance import EIBalance as EIBalance
+from ._balance import ei_balance as ei_balance
 from ._latency import LatencyCurve as LatencyCurve
 from ._latency import accumulate as accumulate
 from ._latency import confidence as confidence
