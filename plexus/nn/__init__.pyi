@@ -17,3 +17,5 @@ from ._initialise import fluctuation_driven_ as fluctuation_driven_
 from ._initialise import init_firing_ as init_firing_
 from . import models as models
 from . import reservoirs as reservoirs
+
+from . import synapses as synapses
