@@ -4,5 +4,3 @@ from ._delayed import DelayState as DelayState
 from ._delay_learning import DelayAnneal as DelayAnneal
 from ._delay_learning import delay_parameters as delay_parameters
 from ._delay_learning import weight_parameters as weight_parameters
-from .._constraints import project_ as project_
-from .._constraints import projected as projected

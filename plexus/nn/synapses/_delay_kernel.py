@@ -20,9 +20,11 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from plexus.errors import RangeError, ShapeError, UnknownNameError
 from plexus.kernels import delayed, delayed_taps
+from plexus.nn._constraints import Constraint
 
 __all__ = ["SHARP", "DelayKernel", "DelayState"]
 
@@ -39,6 +41,26 @@ class DelayState(NamedTuple):
     """What delayed synapses remember."""
 
     past: Tensor  # the last `max_delay` inputs, oldest first        [batch, max_delay, source…]
+
+
+class Within(Constraint):
+    """Numbers in [low, high]; as a parametrization, low + (high - low) sigmoid(ρ)."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def project(self, weight: Tensor) -> Tensor:
+        """The nearest number in the range."""
+        return weight.clamp(self.low, self.high)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """low + (high - low) sigmoid(ρ)."""
+        return self.low + (self.high - self.low) * torch.sigmoid(raw)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The logit; the edges themselves move in by a millionth of the range."""
+        return torch.logit((weight - self.low) / (self.high - self.low), eps=1e-6)
 
 
 class DelayKernel(nn.Module):
@@ -118,13 +140,16 @@ class DelayKernel(nn.Module):
     @torch.no_grad()
     def round_(self) -> DelayKernel:
         """Round the delays to whole steps, in place; returns the layer."""
-        self.delay.copy_(self.delays.round())
+        rounded = self.delays.round()
+        if parametrize.is_parametrized(self, "delay"):
+            self.delay = rounded  # type: ignore[assignment]
+        else:
+            self.delay.copy_(rounded)
         return self
 
-    @torch.no_grad()
-    def project_(self) -> None:
-        """Bring delays that a step of learning took out of range back to its edge."""
-        self.delay.clamp_(0, self.max_delay)
+    def constraints(self) -> dict[str, Constraint]:
+        """What `plexus.nn.project_` keeps: learnt delays in their range."""
+        return {"delay": Within(0.0, self.max_delay)} if self.learn else {}
 
     def get_extra_state(self) -> Tensor:
         """Width and hardness belong to the layer's state dict."""

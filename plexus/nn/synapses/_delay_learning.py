@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from plexus.errors import RangeError, UnsupportedError
 from plexus.nn.synapses._delay_kernel import SHARP, DelayKernel
@@ -21,7 +22,7 @@ __all__ = ["DelayAnneal", "delay_parameters", "weight_parameters"]
 def delay_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The learnt delays of a model: a group for the optimizer, with a rate about a hundred times that of the weights.
 
-    Call `plexus.nn.synapses.project_(model)` after each step of the optimizer; it keeps them in their range.
+    Call `plexus.nn.project_(model)` after each step of the optimizer (or `project_after_step` once); it keeps them in range.
 
     Examples:
         >>> from torch.optim import Adam
@@ -32,13 +33,20 @@ def delay_parameters(model: nn.Module) -> list[nn.Parameter]:
         (3, 1)
     """
     layers = (module for module in model.modules() if isinstance(module, DelayKernel))
-    return list(dict.fromkeys(layer.delay for layer in layers if layer.learn))
+    return list(dict.fromkeys(_stored(layer) for layer in layers if layer.learn))
 
 
 def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
     """All parameters that learn and are not delays."""
-    delays = {id(module.delay) for module in model.modules() if isinstance(module, DelayKernel)}
+    delays = {id(_stored(module)) for module in model.modules() if isinstance(module, DelayKernel)}
     return [p for p in model.parameters() if p.requires_grad and id(p) not in delays]
+
+
+def _stored(layer: DelayKernel) -> nn.Parameter:
+    if parametrize.is_parametrized(layer, "delay"):
+        stored: nn.Parameter = layer.parametrizations["delay"].original  # type: ignore[index, assignment]
+        return stored
+    return layer.delay
 
 
 class DelayAnneal:

@@ -37,7 +37,8 @@ class DelayedLinear(DelayKernel):
         generator: source of the weights (uniform, He et al. 2015) and delays (uniform in [0, max_delay]).
 
     Attributes:
-        weight, delay: parameters `[n_out, n_in]`. `delays` is `delay` within its range, which `project_` restores.
+        weight, delay: parameters `[n_out, n_in]`. `delays` is `delay` within its range, which
+        `plexus.nn.project_` restores after a step of learning.
 
     Raises:
         RangeError: `max_delay` is below 1, or `sigma` is negative, or zero while Gaussian delays are learnt.
