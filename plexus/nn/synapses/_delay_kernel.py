@@ -176,7 +176,7 @@ class DelayKernel(nn.Module):
             start = where.detach().round().long()
             values = self.weight.unsqueeze(0)
         else:
-            first = where.detach().floor().long() - (width // 2 - 1)
+            first = where.detach().round().long() - width // 2
             start = first.clamp(0, self.max_delay + 1 - width)
             offsets = torch.arange(width, device=x.device).reshape(-1, 1, 1)
             values = self.weight * self._shares((start + offsets).to(where.dtype), where.unsqueeze(0), dim=0)
@@ -187,7 +187,7 @@ class DelayKernel(nn.Module):
         if self._hard:
             return 1
         half = _REACH * (self.sigma + _LEAST) if self.kernel == "gaussian" else 1 + self.sigma
-        return min(2 * math.ceil(half - 1e-9), self.max_delay + 1)
+        return min(2 * math.ceil(half - 0.5 - 1e-9) + 1, self.max_delay + 1)
 
     def _where(self) -> Tensor:
         """The delays, in range; the gradient passes as if they had been there all along, so that they can come back."""
