@@ -7,3 +7,4 @@ from ._surrogate import Surrogate as Surrogate
 
 from ._delays import delayed as delayed
 from ._delays import delayed_taps as delayed_taps
+from ._products import SparseWeight as SparseWeight

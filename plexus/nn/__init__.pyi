@@ -34,3 +34,4 @@ from ._ei_networks import initialise_ei as initialise_ei
 from ._ei_networks import to_ei as to_ei
 
 from . import synapses as synapses
+from .neurons import Recurrent as Recurrent

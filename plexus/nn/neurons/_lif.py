@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import DeviceError, DtypeError, RangeError, ShapeError, UnknownNameError
-from plexus.kernels import LIFState, Surrogate, lif
+from plexus.kernels import LIFState, SparseWeight, Surrogate, lif
 from plexus.units._port import Port
 
 __all__ = ["LIF", "LIFState"]
@@ -155,12 +155,14 @@ class LIF(nn.Module):
         v = self.rest.detach().to(dtype or self.rest.dtype).expand(batch, *self.units).clone()
         return LIFState(v, torch.zeros_like(v), torch.zeros_like(v))
 
-    def forward(self, x: Tensor, state: LIFState | None = None) -> tuple[Tensor, LIFState]:
-        """Spikes `[time, batch, unit…]` of the current x, and the state after the last step."""
-        self._check(x)
-        return self._run(x, state)
+    def forward(
+        self, x: Tensor, state: LIFState | None = None, *, recurrent: Tensor | SparseWeight | None = None
+    ) -> tuple[Tensor, LIFState]:
+        """Spikes `[time, batch, unit…]` of the current x, and the state after the last step.
 
-    def _run(self, x: Tensor, state: LIFState | None) -> tuple[Tensor, LIFState]:
+        `recurrent` is a weight through which the units drive one another (see `Recurrent`, which owns one).
+        """
+        self._check(x)
         decay = self.decay
         return lif(
             x,
@@ -177,6 +179,7 @@ class LIF(nn.Module):
             refractory=round(self.refractory / self.dt),
             surrogate=self.surrogate,
             port=self.port,
+            recurrent=recurrent,
         )
 
     def _check(self, x: Tensor) -> None:

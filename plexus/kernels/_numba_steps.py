@@ -1,0 +1,108 @@
+"""Single fused steps on the CPU, by Numba, for loops with something of their own between the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plexus.kernels._frame import Dynamics
+from plexus.kernels._numba import flat, prepare
+from plexus.kernels._source import CHUNK
+from plexus.kernels._source_steps import steps_source
+from plexus.kernels._threads import run_parts
+
+__all__ = ["Steps"]
+
+_WORTH = 1 << 17  # elements of one step that are worth a thread
+
+
+class Steps:
+    """A model in the middle of its loop: the state stays where the compiled steps keep it, between the calls.
+
+    `advance` step by step and `finish`; or `again` step by step, then `turn`, `retreat` step by step and `arrive`.
+    Rows are arrays `[column]`, one for each input, column = unit of one sample.
+    """
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        memory: Sequence[Tensor],
+        columns: Sequence[Tensor],
+        constants: Sequence[float],
+        options: str,
+        learn: bool = False,
+    ) -> None:
+        like = memory[0]
+        module, self.o, used, units = prepare(dynamics, like, columns, options, learn, steps_source)
+        self.dynamics, self.module, self.total, self.learn = dynamics, module, like.numel(), learn
+        self.carried = dynamics.carried(self.o)
+        self._like = like
+        self._passed: dict[str, Tensor] = {}
+        self._chunks = -(-self.total // CHUNK)
+        self._scratch = np.empty((self._chunks, max(1, module.SECTIONS) * CHUNK), flat(like[:0]).dtype)
+        uniform = all(number.size == 1 for number in used)
+        self._numbers = (*(used if uniform else ()), *constants)
+        before = [flat(m) for name, m in zip(dynamics.memory, memory, strict=True) if name in self.carried]
+        self._run(module.begin, units, *before, *used)
+
+    def advance(self, rows: Sequence[Any], out: Any) -> None:
+        """One step forwards."""
+        self._run(self.module.advance, *rows, out, *self._numbers)
+
+    def finish(self) -> dict[str, Tensor]:
+        """What is carried on, by name."""
+        found = {name: self._fresh() for name in self.carried}
+        self._run(self.module.finish, *map(flat, found.values()))
+        return found
+
+    def again(self, rows: Sequence[Any], kept: Any) -> None:
+        """One step forwards that writes what was carried into it to `kept` `[carried, column]`."""
+        self._run(self.module.again, *rows, kept, *self._numbers)
+
+    def saved(self) -> Any:
+        """What is carried at this moment, to go back to with `restore`."""
+        return self._scratch[:, : len(self.carried) * CHUNK].copy()
+
+    def restore(self, saved: Any) -> None:
+        """Go back to that moment."""
+        self._scratch[:, : len(self.carried) * CHUNK] = saved
+
+    def turn(self, grad_states: Sequence[Tensor]) -> None:
+        """Set out backwards from the gradients of the last states."""
+        named = dict(zip(self.dynamics.states, grad_states, strict=True))
+        self._run(self.module.turn, *(flat(g) for name, g in named.items() if name in self.carried))
+        # a state that no equation reads comes out as it went in
+        self._passed = {n: g for n, g in named.items() if n not in self.carried and n != self.dynamics.echo}
+
+    def retreat(self, rows: Sequence[Any], grad: Any, d_rows: Sequence[Any], kept: Any) -> None:
+        """One step backwards."""
+        self._run(self.module.retreat, *rows, grad, *d_rows, kept, *self._numbers)
+
+    def arrive(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradients of the first states, and of each parameter as one number per column."""
+        used = self.dynamics.used(self.o)
+        states = {name: self._fresh(name in self.carried) for name in self.dynamics.states}
+        states.update({name: g.clone() for name, g in self._passed.items()})
+        numbers = {name: self._fresh(name in used) for name in self.dynamics.parameters} if self.learn else {}
+        found = [g for name, g in states.items() if name in self.carried]
+        found += [g for name, g in numbers.items() if name in used]
+        self._run(self.module.arrive, *map(flat, found))
+        return list(states.values()), list(numbers.values())
+
+    def _fresh(self, filled: bool = True) -> Tensor:
+        shape = self._like.shape
+        return self._like.new_empty(shape) if filled else self._like.new_zeros(shape)
+
+    def _run(self, function: Callable[..., None], *arguments: Any) -> None:
+        threads = max(1, min(torch.get_num_threads(), self.total // _WORTH))
+        if threads == 1:
+            function(*arguments, self._scratch, self.total, 0, self._chunks)
+            return
+        edges = [self._chunks * k // threads for k in range(threads + 1)]
+        run_parts([partial(function, *arguments, self._scratch, self.total, a, b) for a, b in pairwise(edges)])
