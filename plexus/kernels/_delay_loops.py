@@ -59,7 +59,7 @@ def _gather_events(x, grad, to_kernel, first, last):  # type: ignore[no-untyped-
 
 
 def _shift_add(x, start, values, out, first, last):  # type: ignore[no-untyped-def]
-    """Every tap adds its source's course, shifted, to its target's; `x [batch, source, row]`, out `[batch, target, t]`."""
+    """Every tap adds its source's shifted course to its target's; x `[batch, source, row]`, out `[batch, target, t]`."""
     steps = out.shape[2]
     reach = x.shape[2] - steps
     taps, targets, sources = values.shape

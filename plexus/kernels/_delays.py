@@ -5,10 +5,10 @@
 
 The input carries the D steps before it, so that a sequence run in pieces equals the sequence run whole.
 
-`delayed` has two ways. Where few entries of the input are not zero, as of spikes, each event adds its row K[j], which is
-contiguous over delays and targets, to the currents that follow. Otherwise every delay is one matrix product on a slice
-of the input: time comes first, so the slice needs no copy, unlike the windows of an unfolded convolution. `delayed_taps`
-adds shifted courses and never builds a kernel over all delays. The functions that end in `_reference` state the same
+`delayed` has two ways. Where few entries of the input are not zero, as of spikes, each event adds its row K[j], which
+is contiguous over delays and targets, to the currents that follow. Otherwise every delay is one matrix product on a
+slice of the input: time comes first, so the slice needs no copy, unlike the windows of an unfolded convolution.
+`delayed_taps` adds shifted courses and never builds a kernel over all delays. The functions that end in `_reference` state the same
 in torch; they run on other devices, under `torch.func`, forward-mode derivatives and second derivatives.
 """
 
@@ -164,9 +164,7 @@ def _delayed(x: Tensor, kernel: Tensor) -> Tensor:
 
 @_delayed.register_fake
 def _(x: Tensor, kernel: Tensor) -> Tensor:
-    return torch.empty(
-        x.shape[0] - kernel.shape[1] + 1, x.shape[1], kernel.shape[2], dtype=x.dtype, device=x.device
-    )
+    return torch.empty(x.shape[0] - kernel.shape[1] + 1, x.shape[1], kernel.shape[2], dtype=x.dtype, device=x.device)
 
 
 @torch.library.custom_op("plexus::delayed_to_kernel", mutates_args=())

@@ -10,7 +10,8 @@ a step. Learning through rounding (`straight_through`) has the hard kernel forwa
 bump around the rounded delay.
 
 Source: Hammouamri, Khalfaoui-Hassani & Masquelier 2024 (arXiv 2306.17670); Khalfaoui-Hassani, Pellegrini & Masquelier
-2023 for the interpolations; the 0.27 and the 1e-7 of the normalisation are those of the published code. Delays in steps.
+2023 for the interpolations; the 0.27 and the 1e-7 of the normalisation are those of the published code. Delays are in
+steps.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ __all__ = ["DelayAnneal", "delay_parameters", "weight_parameters"]
 def delay_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The learnt delays of a model: a group for the optimizer, with a rate about a hundred times that of the weights.
 
-    Call `plexus.nn.project_(model)` after each step of the optimizer (or `project_after_step` once); it keeps them in range.
+    `plexus.nn.project_after_step(optimizer, model)` keeps them in their range.
 
     Examples:
         >>> from torch.optim import Adam

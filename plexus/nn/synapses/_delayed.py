@@ -3,8 +3,8 @@
     I_i[t] = Σ_j Σ_n K_ij(n) x_j[t - n] + b_i            K as in `_delay_kernel`, n = 0 … max_delay steps
 
 The published code pads a recording with T_d - 1 silent steps before it and (T_d - 1) // 2 after it, where T_d =
-max_delay + 1, so that late spikes still reach the read-out. Here the steps before are the layer's state, silent at rest,
-and the steps after are silent steps of the input: `torch.nn.functional.pad(x, (0, 0, 0, 0, 0, max_delay // 2))`.
+max_delay + 1, so that late spikes still reach the read-out. Here the steps before are the layer's state, silent at
+rest, and the steps after are silent steps of the input: `torch.nn.functional.pad(x, (0, 0, 0, 0, 0, max_delay // 2))`.
 
 Source: Hammouamri, Khalfaoui-Hassani & Masquelier 2024 (arXiv 2306.17670). Delays in steps.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from plexus.errors import DeviceError, DtypeError, RangeError, ShapeError
 from plexus.nn.synapses._delay_kernel import Bump, DelayKernel, DelayState
 
-__all__ = ["DelayedConv2d", "DelayedLinear", "DelayState"]
+__all__ = ["DelayState", "DelayedConv2d", "DelayedLinear"]
 
 
 class DelayedLinear(DelayKernel):
@@ -171,7 +171,6 @@ class DelayedConv2d(DelayKernel):
 
     def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> None:
         """None, as rest: the size of the frames is known only with the first input."""
-        return None
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""

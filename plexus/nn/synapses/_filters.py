@@ -112,7 +112,9 @@ class _Filter(nn.Module):
         if state is None:
             return FilterState(x.new_zeros(x.shape[1:]), x.new_zeros(x.shape[1:]))
         if state.s.shape != x.shape[1:]:
-            raise ShapeError("the state does not fit the input", given=tuple(state.s.shape), expected=tuple(x.shape[1:]))
+            raise ShapeError(
+                "the state does not fit the input", given=tuple(state.s.shape), expected=tuple(x.shape[1:])
+            )
         return state
 
     def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> FilterState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,7 +43,6 @@ class Config:
     dropout: float = 0.0
     student_epochs: int = 200
     tuning_seeds: int = 2
-    grids: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -146,7 +145,9 @@ def network(config: Config, source: torch.Generator) -> Sequential:
     return Sequential(
         synapses(config, config.channels, hidden, source),
         nn.BatchNorm1d(hidden),
-        RecurrentLIF(hidden, config.tau, generator=source, **neuron) if recurrent else LIF(hidden, config.tau, **neuron),
+        RecurrentLIF(hidden, config.tau, generator=source, **neuron)
+        if recurrent
+        else LIF(hidden, config.tau, **neuron),
         nn.Dropout(config.dropout),
         synapses(config, hidden, config.classes, source),
         ExponentialSynapse(config.classes, readout),
@@ -233,9 +234,7 @@ def delayed_layers(model: nn.Module) -> list[DelayKernel]:
 def accuracy(model: Sequential, part: Part) -> float:
     """Share of samples whose class has the largest summed softmax, %."""
     model.eval()
-    votes = [
-        model(part.x[:, where].float())[0].softmax(-1).sum(0) for where in torch.arange(len(part.y)).split(200)
-    ]
+    votes = [model(part.x[:, where].float())[0].softmax(-1).sum(0) for where in torch.arange(len(part.y)).split(200)]
     return 100 * float((torch.cat(votes).argmax(1) == part.y).float().mean())
 
 
@@ -244,6 +243,21 @@ def rounded(model: nn.Module) -> nn.Module:
     for layer in delayed_layers(model):
         layer.round_().hard(True)
     return model
+
+
+def off_grid(model: nn.Module) -> float:
+    """How far from whole steps the worst delay is."""
+    layers = delayed_layers(model)
+    return max((float((layer.delays - layer.delays.round()).abs().max()) for layer in layers), default=0.0)
+
+
+def measured(config: Config, parts: dict[str, Part], seed: int) -> dict[str, float]:
+    """Train the network of an arm and measure it as it would be deployed, delays in whole steps."""
+    model = network(config, generator(seed, 2))
+    found = trained(config, model, parts["train"], generator(seed, 3))
+    rounded(model)
+    found |= {name: accuracy(model, parts[name]) for name in ("train", "validation", "test")}
+    return found | budget(config, model, parts["test"]) | {"off_grid": off_grid(model)}
 
 
 @torch.no_grad()
