@@ -59,7 +59,7 @@ def _gather_events(x, grad, to_kernel, first, last):  # type: ignore[no-untyped-
 
 
 def _shift_add(x, start, values, out, first, last):  # type: ignore[no-untyped-def]
-    """Every tap adds its source's shifted course to its target's; x `[batch, source, row]`, out `[batch, target, t]`."""
+    """Every tap adds its source's shifted course to its target's; `[batch, source, row]` to `[batch, target, time]`."""
     steps = out.shape[2]
     reach = x.shape[2] - steps
     taps, targets, sources = values.shape
@@ -73,6 +73,43 @@ def _shift_add(x, start, values, out, first, last):  # type: ignore[no-untyped-d
                         source, target = x[b, j, s : s + steps], out[b, i]
                         for t in range(steps):
                             target[t] += v * source[t]
+
+
+def _scatter_events(x, start, values, out, first, last):  # type: ignore[no-untyped-def]
+    """Every event adds to each target's current where its taps lie; start `[source, target]`, values `[tap, source,
+    target]`."""
+    rows, sources = x.shape[0], x.shape[2]
+    taps, _, targets = values.shape
+    reach = rows - out.shape[0]
+    current = np.empty((rows + reach + 1) * targets, out.dtype)
+    for b in range(first, last):
+        current[:] = 0
+        for s in range(rows):
+            for j in range(sources):
+                a = x[s, b, j]
+                if a != 0:
+                    for k in range(taps):
+                        when, weights = start[j], values[k, j]
+                        for i in range(targets):
+                            current[np.uint64((s + k + when[i]) * targets + i)] += a * weights[i]
+        for t in range(rows - reach):
+            for i in range(targets):
+                out[t, b, i] = current[(t + reach) * targets + i]
+
+
+def _collect_events(x, grad, start, to_values, first, last):  # type: ignore[no-untyped-def]
+    """The taps' gradient from the events, `grad [batch, time · target]` with `reach` silent steps on either side."""
+    rows, batch = x.shape[0], x.shape[1]
+    taps, _, targets = to_values.shape
+    for b in range(batch):
+        for s in range(rows):
+            for j in range(first, last):
+                a = x[s, b, j]
+                if a != 0:
+                    for k in range(taps):
+                        when, found, after = start[j], to_values[k, j], grad[b]
+                        for i in range(targets):
+                            found[i] += a * after[np.uint64((s + k + when[i]) * targets + i)]
 
 
 def _shift_back(grad, start, values, to_x, first, last):  # type: ignore[no-untyped-def]

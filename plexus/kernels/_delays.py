@@ -8,8 +8,9 @@ The input carries the D steps before it, so that a sequence run in pieces equals
 `delayed` has two ways. Where few entries of the input are not zero, as of spikes, each event adds its row K[j], which
 is contiguous over delays and targets, to the currents that follow. Otherwise every delay is one matrix product on a
 slice of the input: time comes first, so the slice needs no copy, unlike the windows of an unfolded convolution.
-`delayed_taps` adds shifted courses and never builds a kernel over all delays. The functions that end in `_reference` state the same
-in torch; they run on other devices, under `torch.func`, forward-mode derivatives and second derivatives.
+`delayed_taps` goes by events or adds shifted courses, and never builds a kernel over all delays. The functions that end
+in `_reference` state the same in torch; they run on other devices, under `torch.func`, forward-mode derivatives and
+second derivatives.
 """
 
 from __future__ import annotations
@@ -140,6 +141,14 @@ def _sparse(x: Tensor) -> bool:
     return int(torch.count_nonzero(x)) < _EVENTS_BELOW * x.numel()
 
 
+def _with_silence(grad: Tensor, reach: int) -> Tensor:
+    """A gradient by samples, `[batch, time · target]`, with `reach` steps of zeros on either side."""
+    time, batch, targets = grad.shape
+    around = torch.zeros(batch, time + 2 * reach, targets, dtype=grad.dtype)
+    around[:, reach : reach + time] = grad.transpose(0, 1)
+    return around.flatten(1)
+
+
 def _threads(work: int) -> int:
     return torch.get_num_threads() if work > 200_000 else 1
 
@@ -173,10 +182,9 @@ def _delayed_to_kernel(x: Tensor, grad: Tensor, taps: int) -> Tensor:
     time, batch, targets = grad.shape
     sources, reach = x.shape[2], taps - 1
     if _sparse(x):
-        around = torch.zeros(batch, time + 2 * reach, targets, dtype=x.dtype)
-        around[:, reach : reach + time] = grad.transpose(0, 1)
+        around = _with_silence(grad, reach)
         out = torch.zeros(sources, taps, targets, dtype=x.dtype)
-        loop, arrays = compiled("_gather_events"), (x.numpy(), around.flatten(1).numpy(), out.numpy())
+        loop, arrays = compiled("_gather_events"), (x.numpy(), around.numpy(), out.numpy())
         spread(lambda first, last: loop(*arrays, first, last), sources, _threads(x.numel() * targets))
         return out
     rows, flat = x.reshape(-1, sources), grad.reshape(-1, targets)
@@ -241,8 +249,14 @@ _delayed.register_autograd(_delayed_backward, setup_context=_delayed_setup)
 
 @torch.library.custom_op("plexus::delayed_taps", mutates_args=())
 def _taps(x: Tensor, start: Tensor, values: Tensor, reach: int) -> Tensor:
-    courses = x.detach().permute(1, 2, 0).contiguous()
     batch, targets = x.shape[1], values.shape[1]
+    if _sparse(x):
+        events, begin, taps = x.detach().contiguous(), start.T.contiguous(), values.detach().mT.contiguous()
+        out = torch.empty(x.shape[0] - reach, batch, targets, dtype=x.dtype)
+        given, loop = (events.numpy(), begin.numpy(), taps.numpy(), out.numpy()), compiled("_scatter_events")
+        spread(lambda first, last: loop(*given, first, last), batch, _threads(x.numel() * targets))
+        return out
+    courses = x.detach().permute(1, 2, 0).contiguous()
     out = torch.zeros(batch, targets, x.shape[0] - reach, dtype=x.dtype)
     arrays = (courses.numpy(), start.contiguous().numpy(), values.detach().contiguous().numpy(), out.numpy())
     loop = compiled("_shift_add")
@@ -258,9 +272,18 @@ def _(x: Tensor, start: Tensor, values: Tensor, reach: int) -> Tensor:
 @torch.library.custom_op("plexus::delayed_taps_back", mutates_args=())
 def _taps_back(x: Tensor, start: Tensor, values: Tensor, grad: Tensor, part: int) -> Tensor:
     """The gradient of the input (part 0) or of the taps (part 1)."""
+    threads = _threads(x.numel() * values.shape[1])
+    if part == 1 and _sparse(x):
+        events, around = (
+            x.detach().contiguous().numpy(),
+            _with_silence(grad.detach(), x.shape[0] - grad.shape[0]).numpy(),
+        )
+        by_source = torch.zeros(values.mT.shape, dtype=x.dtype)
+        given, loop = (events, around, start.T.contiguous().numpy(), by_source.numpy()), compiled("_collect_events")
+        spread(lambda first, last: loop(*given, first, last), x.shape[2], threads)
+        return by_source.mT.contiguous()
     gradient = grad.detach().permute(1, 2, 0).contiguous().numpy()
     begin, v = start.contiguous().numpy(), values.detach().contiguous()
-    threads = _threads(x.numel() * v.shape[1])
     if part == 0:
         back = torch.zeros(x.shape[1], x.shape[2], x.shape[0], dtype=x.dtype)
         loop, array = compiled("_shift_back"), back.numpy()

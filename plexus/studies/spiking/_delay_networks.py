@@ -29,7 +29,7 @@ class Config:
     classes: int = 6
     steps: int = 60
     max_delay: int = 24
-    train: int = 1000
+    train: int = 800
     validation: int = 300
     test: int = 600
     jitter: int = 1

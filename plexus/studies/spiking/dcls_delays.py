@@ -151,7 +151,7 @@ class LearntDelays(_DelayStudy):
     )
     fidelity = "B"
     scale_line = (
-        "20 channels, 24 hidden units, 1,000 made samples, 20 epochs; the paper: SHD, SSC, GSC, 2 × 256–512, 150."
+        "20 channels, 24 hidden units, 800 made samples, 20 epochs; the paper: SHD, SSC, GSC, 2 × 256–512, 150."
     )
     data = ("synthetic delay patterns",)
     deviations = (
