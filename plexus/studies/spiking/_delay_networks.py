@@ -266,13 +266,14 @@ def budget(config: Config, model: Sequential, part: Part) -> dict[str, float]:
     spikes, _ = Sequential(*list(model)[:3])(part.x[:, :200].float())
     into, out = config.channels * config.hidden, config.hidden * config.classes
     within = config.hidden * (config.hidden - 1) if config.method == "recurrent" else 0
-    learnt = [p for p in model.parameters() if p.requires_grad]
+    delays = sum(layer.delay.numel() for layer in delayed_layers(model))
+    weights = sum(p.numel() for p in weight_parameters(model))
+    learnt = delays if config.method in LEARNT else 0  # frozen by now
     fan_out = config.classes + (config.hidden - 1 if within else 0)
     by_events = part.x[:, :200].sum() * config.hidden + spikes.sum() * fan_out
-    fixed = sum(layer.delay.numel() for layer in model.modules() if isinstance(layer, DelayKernel) and not layer.learn)
     return {
-        "parameters": float(sum(p.numel() for p in learnt)),
-        "fixed_delays": float(fixed),
+        "parameters": float(weights + learnt),
+        "fixed_delays": float(delays - learnt),
         "products_per_step": float(into + within + out),
         "events_per_sample": float(by_events) / min(200, len(part.y)),
         "hidden_rate": float(spikes.mean()),
