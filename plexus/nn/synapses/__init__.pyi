@@ -10,3 +10,16 @@ from ._filters import DoubleExponentialSynapse as DoubleExponentialSynapse
 from ._filters import ExponentialSynapse as ExponentialSynapse
 from ._filters import FilterState as FilterState
 from ._filters import leaky as leaky
+from ._gap import GapJunctions as GapJunctions
+from ._heterogeneous import HeterogeneousDelays as HeterogeneousDelays
+from ._short_term import ShortTermPlasticity as ShortTermPlasticity
+from ._short_term import ShortTermState as ShortTermState
+from ._static import Convolution as Convolution
+from ._static import Dense as Dense
+from ._static import Lateral as Lateral
+from ._static import Sparse as Sparse
+from ._static import dale_signs as dale_signs
+from ._wiring import distance_dependent as distance_dependent
+from ._wiring import grid_distance as grid_distance
+from ._wiring import ring_distance as ring_distance
+from ._wiring import small_world as small_world

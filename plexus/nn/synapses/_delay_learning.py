@@ -8,7 +8,7 @@ hundred times faster than weights. Widths in steps.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -44,8 +44,7 @@ def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def _stored(layer: DelayKernel) -> nn.Parameter:
     if parametrize.is_parametrized(layer, "delay"):
-        stored: nn.Parameter = layer.parametrizations["delay"].original  # type: ignore[index, assignment]
-        return stored
+        return cast("nn.Parameter", cast("Any", layer).parametrizations["delay"].original)
     return layer.delay
 
 

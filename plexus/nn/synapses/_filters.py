@@ -57,7 +57,7 @@ def leaky(x: Tensor, decay: Tensor | float, start: Tensor) -> Tensor:
     """
     factor = torch.as_tensor(decay, dtype=x.dtype, device=x.device)
     traces = []
-    for block in x.split(_BLOCK):
+    for block in x.split(_BLOCK) if len(x) else ():
         steps = torch.arange(len(block), device=x.device)
         lag = (steps[:, None] - steps).clamp(min=0)
         earlier = (steps[:, None] >= steps).to(x.dtype)
