@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from plexus.data import SpokenDigits
+from plexus.errors import FormatError
 from plexus.lab._verdict import judge
 from plexus.nn.synapses import DelayedLinear, delay_parameters
+from plexus.studies.spiking import _delay_networks
 from plexus.studies.spiking._delay_networks import (
     Config,
     delayed_layers,
@@ -164,6 +167,30 @@ def test_the_mechanism_can_hold_and_fail(points: float, expected: str) -> None:
 def test_delays_of_a_deployed_layer_are_single_taps() -> None:
     layer = rounded(nn.Sequential(DelayedLinear(3, 2, 5)))[0]
     assert torch.equal((layer.taps() != 0).sum(1), torch.ones(3, 2, dtype=torch.int64))
+
+
+def test_recordings_of_the_test_are_never_learnt(monkeypatch) -> None:
+    index = torch.arange(15).repeat(2 * 10 * 2)
+    labels = torch.arange(10).repeat_interleave(15).repeat(4)
+    audio = tuple(torch.randn(400 + n, generator=generator(n)) * 0.1 for n in range(len(index)))
+    digits = SpokenDigits(audio, labels, ("a",) * len(index), index)
+    monkeypatch.setattr(_delay_networks, "spoken_digits", lambda: digits)
+    config = LearntDelaysAudio.configure("smoke", {"train": 50, "test": 300, "validation": 300})
+    data = LearntDelaysAudio().prepare(config, 1)
+    assert len(data["test"].y) == len(data["validation"].y) == int((index < 5).sum())
+    assert torch.equal(data["test"].y, labels[index < 5])
+    rows = {name: {tuple(row.flatten().tolist()) for row in part.x.transpose(0, 1)} for name, part in data.items()}
+    assert not rows["train"] & (rows["test"] | rows["validation"])
+    assert not rows["test"] & rows["validation"]
+    assert not torch.equal(data["train"].x, LearntDelaysAudio().prepare(config, 2)["train"].x)  # seeds draw their own
+    low, high = data["test"].x.split(40, 2)
+    assert not bool((high & ~low).any())  # what passes the higher level passes the lower
+
+
+def test_without_recordings_the_error_says_where_they_come_from(monkeypatch) -> None:
+    monkeypatch.delenv("PLEXUS_DATA", raising=False)
+    with pytest.raises(FormatError, match="PLEXUS_DATA"):
+        LearntDelaysAudio().prepare(LearntDelaysAudio.configure("smoke"), 1)
 
 
 def test_patterns_use_the_whole_range() -> None:

@@ -17,7 +17,7 @@ steps.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,14 @@ class DelayKernel(nn.Module):
     @property
     def learn(self) -> bool:
         """Whether the delays are learnt."""
-        return self.delay.requires_grad
+        return self.stored_delay.requires_grad
+
+    @property
+    def stored_delay(self) -> nn.Parameter:
+        """The parameter that learning changes: `delay`, or what `plexus.nn.parametrize_` put behind it."""
+        if parametrize.is_parametrized(self, "delay"):
+            return cast("nn.Parameter", cast("Any", self).parametrizations["delay"].original)
+        return self.delay
 
     @property
     def delays(self) -> Tensor:

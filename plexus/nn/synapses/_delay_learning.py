@@ -8,10 +8,9 @@ hundred times faster than weights. Widths in steps.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from plexus.errors import RangeError, UnsupportedError
 from plexus.nn.synapses._delay_kernel import SHARP, DelayKernel
@@ -33,19 +32,13 @@ def delay_parameters(model: nn.Module) -> list[nn.Parameter]:
         (3, 1)
     """
     layers = (module for module in model.modules() if isinstance(module, DelayKernel))
-    return list(dict.fromkeys(_stored(layer) for layer in layers if layer.learn))
+    return list(dict.fromkeys(layer.stored_delay for layer in layers if layer.learn))
 
 
 def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
     """All parameters that learn and are not delays."""
-    delays = {id(_stored(module)) for module in model.modules() if isinstance(module, DelayKernel)}
+    delays = {id(module.stored_delay) for module in model.modules() if isinstance(module, DelayKernel)}
     return [p for p in model.parameters() if p.requires_grad and id(p) not in delays]
-
-
-def _stored(layer: DelayKernel) -> nn.Parameter:
-    if parametrize.is_parametrized(layer, "delay"):
-        return cast("nn.Parameter", cast("Any", layer).parametrizations["delay"].original)
-    return layer.delay
 
 
 class DelayAnneal:

@@ -35,6 +35,9 @@ class GapJunctions(nn.Module):
 
     axes = "b ... u"
     mask: Tensor
+    first: Tensor
+    second: Tensor
+    log_conductance: Tensor
 
     def __init__(self, mask: Tensor, conductance: float | Tensor = 0.1, *, learn: bool = False) -> None:
         super().__init__()

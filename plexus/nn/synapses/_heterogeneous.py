@@ -8,8 +8,6 @@ say; nothing is stored or computed for the delays between. Source: Izhikevich 20
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,7 @@ from plexus.kernels import delayed_taps
 from plexus.nn._constraints import Constraint, DaleSigns
 from plexus.nn.synapses._delay_kernel import DelayState
 from plexus.nn.synapses._delayed import check_input, with_past
-from plexus.nn.synapses._static import Masked, _checked_signs
+from plexus.nn.synapses._static import Masked, checked_signs, first_weights
 
 __all__ = ["HeterogeneousDelays"]
 
@@ -75,9 +73,9 @@ class HeterogeneousDelays(nn.Module):
             )
         if delays is None:
             delays = torch.randint(min_delay, max_delay + 1, (n_out, n_in), generator=generator)
-        for name, given in (("delays", delays), ("mask", mask)):
-            if given is not None and given.shape != (n_out, n_in):
-                raise ShapeError(f"the {name} do not fit", given=tuple(given.shape), expected=(n_out, n_in))
+        for name, matrix in (("delays do", delays), ("mask does", mask)):
+            if matrix is not None and matrix.shape != (n_out, n_in):
+                raise ShapeError(f"the {name} not fit", given=tuple(matrix.shape), expected=(n_out, n_in))
         if delays.is_floating_point():
             raise DtypeError("delays are whole numbers of steps", given=delays.dtype, mend="delays.round().long()")
         if bool(((delays < 0) | (delays > max_delay)).any()):
@@ -86,10 +84,9 @@ class HeterogeneousDelays(nn.Module):
         self.n_in, self.n_out, self.max_delay = n_in, n_out, max_delay
         self.register_buffer("delays", delays.detach().long().clone())
         self.register_buffer("mask", None if mask is None else mask.detach().bool().clone())
-        self.register_buffer("signs", _checked_signs(signs, n_in))
-        fan_in = n_in if mask is None else max(mask.float().sum(1).mean().item(), 1.0)
-        weight = (torch.rand(n_out, n_in, generator=generator) * 2 - 1) * math.sqrt(6 / fan_in)
-        weight = weight if self.signs is None else weight.abs() * self.signs
+        self.register_buffer("signs", checked_signs(signs, n_in))
+        fan_in = n_in if mask is None else mask.float().sum(1).mean().item()
+        weight = first_weights((n_out, n_in), fan_in, self.signs, generator)
         self.weight = nn.Parameter(weight if mask is None else weight * mask)
 
     def constraints(self) -> dict[str, Constraint]:

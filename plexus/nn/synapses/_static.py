@@ -72,7 +72,9 @@ class Masked(Constraint):
         return weight if self.inner is None else self.inner.right_inverse(weight)
 
 
-def _first(shape: Sequence[int], fan_in: float, signs: Tensor | None, generator: torch.Generator | None) -> Tensor:
+def first_weights(
+    shape: Sequence[int], fan_in: float, signs: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
     """Uniform in ± sqrt(6 / fan_in); with signs, that much below their own side of zero."""
     bound = math.sqrt(6 / max(fan_in, 1.0))
     draw = (torch.rand(*shape, generator=generator) * 2 - 1) * bound
@@ -83,7 +85,7 @@ def _first(shape: Sequence[int], fan_in: float, signs: Tensor | None, generator:
     return draw.abs() * signs.view(view)
 
 
-def _checked_signs(signs: Tensor | None, sources: int) -> Tensor | None:
+def checked_signs(signs: Tensor | None, sources: int) -> Tensor | None:
     if signs is None:
         return None
     if signs.shape != (sources,):
@@ -133,9 +135,9 @@ class Dense(nn.Module):
             raise ShapeError("the mask does not fit", given=tuple(mask.shape), expected=(n_out, n_in))
         self.n_in, self.n_out = n_in, n_out
         self.register_buffer("mask", None if mask is None else mask.detach().bool().clone())
-        self.register_buffer("signs", _checked_signs(signs, n_in))
+        self.register_buffer("signs", checked_signs(signs, n_in))
         fan_in = n_in if mask is None else mask.float().sum(1).mean().item()
-        weight = _first((n_out, n_in), fan_in, self.signs, generator)
+        weight = first_weights((n_out, n_in), fan_in, self.signs, generator)
         self.weight = nn.Parameter(weight if mask is None else weight * mask)
         self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
 
@@ -191,9 +193,9 @@ class Convolution(nn.Conv2d):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(n_in, n_out, kernel_size, stride=stride, padding=padding, bias=bias)
-        self.register_buffer("signs", _checked_signs(signs, n_in))
+        self.register_buffer("signs", checked_signs(signs, n_in))
         with torch.no_grad():
-            self.weight.copy_(_first(tuple(self.weight.shape), n_in * kernel_size**2, self.signs, generator))
+            self.weight.copy_(first_weights(tuple(self.weight.shape), n_in * kernel_size**2, self.signs, generator))
             if self.bias is not None:
                 self.bias.zero_()
 
@@ -208,7 +210,8 @@ class Convolution(nn.Conv2d):
             raise ShapeError("the input does not fit the layer", given=tuple(x.shape), expected=expected)
         if x.dim() == 4:
             return super().forward(x)
-        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        frames: Tensor = super().forward(x.flatten(0, 1))
+        return frames.unflatten(0, x.shape[:2])  # type: ignore[no-any-return]
 
 
 class Sparse(nn.Module):
@@ -244,8 +247,8 @@ class Sparse(nn.Module):
             raise ShapeError("the mask is no matrix", given=tuple(mask.shape), expected="[n_out, n_in]")
         self.n_out, self.n_in = mask.shape
         exists = mask.detach().bool()
-        first = _first(
-            tuple(mask.shape), exists.float().sum(1).mean().item(), _checked_signs(signs, self.n_in), generator
+        first = first_weights(
+            tuple(mask.shape), exists.float().sum(1).mean().item(), checked_signs(signs, self.n_in), generator
         )
         values, starts, targets = SparseWeight.of(first, exists)
         self.weight = nn.Parameter(values.clone())

@@ -46,7 +46,7 @@ def grid_distance(rows: int, columns: int, *, wrap: bool = False) -> Tensor:
     apart = (place[:, None] - place).abs()
     if wrap:
         apart = torch.minimum(apart, torch.tensor([rows, columns]) - apart)
-    return apart.to(torch.get_default_dtype()).norm(dim=-1)
+    return torch.linalg.vector_norm(apart.to(torch.get_default_dtype()), dim=-1)
 
 
 def small_world(
