@@ -46,7 +46,8 @@ def grid_distance(rows: int, columns: int, *, wrap: bool = False) -> Tensor:
     apart = (place[:, None] - place).abs()
     if wrap:
         apart = torch.minimum(apart, torch.tensor([rows, columns]) - apart)
-    return torch.linalg.vector_norm(apart.to(torch.get_default_dtype()), dim=-1)
+    distance: Tensor = torch.linalg.vector_norm(apart.to(torch.get_default_dtype()), dim=-1)
+    return distance
 
 
 def small_world(
