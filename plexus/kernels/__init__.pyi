@@ -4,6 +4,9 @@ from ._operator import BACKENDS as BACKENDS
 from ._operator import Backend as Backend
 from ._surrogate import SURROGATES as SURROGATES
 from ._surrogate import Surrogate as Surrogate
+
+from ._delays import delayed as delayed
+from ._delays import delayed_taps as delayed_taps
 from ._products import SparseWeight as SparseWeight
 from ._events import spike_linear as spike_linear
 from ._astrocyte import AstrocyteLoop as AstrocyteLoop

@@ -136,7 +136,7 @@ def scatter(starts, targets, values, z, out, first, last):  # type: ignore[no-un
 
 def gather(starts, targets, values, delta, out, first, last):  # type: ignore[no-untyped-def]
     for b in range(first, last):
-        for j in range(delta.shape[1]):
+        for j in range(out.shape[1]):
             total = out[b, j]
             for k in range(starts[j], starts[j + 1]):
                 total += values[k] * delta[b, targets[k]]

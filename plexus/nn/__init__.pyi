@@ -37,6 +37,8 @@ from .neurons import SignedIFState as SignedIFState
 from ._conversion import QuantisedReLU as QuantisedReLU
 from ._conversion import convert_quantised as convert_quantised
 from ._conversion import quantise_activations as quantise_activations
+
+from . import synapses as synapses
 from .neurons import Recurrent as Recurrent
 from ._recompute import recompute as recompute
 
