@@ -14,3 +14,13 @@ from ._text import decode as decode
 from ._text import descriptions as descriptions
 from ._text import encode as encode
 from ._text import windows as windows
+from ._event_camera import Gaze as Gaze
+from ._event_camera import event_frames as event_frames
+from ._event_camera import natural_image as natural_image
+from ._event_camera import oriented_noise as oriented_noise
+from ._event_camera import random_gaze as random_gaze
+from ._event_camera import saccade_movie as saccade_movie
+from ._event_camera import simulate_events as simulate_events
+from ._event_camera import velocities as velocities
+from ._event_camera import whiten as whiten
+from ._event_stream import EventStream as EventStream

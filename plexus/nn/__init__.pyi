@@ -17,3 +17,10 @@ from ._initialise import fluctuation_driven_ as fluctuation_driven_
 from ._initialise import init_firing_ as init_firing_
 from . import models as models
 from . import reservoirs as reservoirs
+from ._delayed_conv import DelayedConv as DelayedConv
+from ._delayed_conv import rate_threshold as rate_threshold
+from ._delayed_conv import winner_spikes as winner_spikes
+from ._delayed_synapses import DelayState as DelayState
+from ._delayed_synapses import EventDriven as EventDriven
+from ._delayed_synapses import SynapseList as SynapseList
+from ._heterogeneous_delays import HeterogeneousDelayLayer as HeterogeneousDelayLayer
