@@ -101,6 +101,9 @@ class DelayedConv(DelayedSynapses):
     def forward(self, x: Tensor, state: DelayState | None = None) -> tuple[Tensor, DelayState]:
         """Log odds `[time, batch, class, y', x']` of the events x, and the frames to remember."""
         seen, past = self._seen(x, state)
+        if not len(x):
+            height, width = (seen.shape[n + 3] - self.kernel[n] + 1 for n in range(2))
+            return x.new_zeros(0, x.shape[1], self.classes, height, width), DelayState(past)
         weight = self.effective.flip(2)  # the oldest frame comes first
         if self.polarity_max:
             weight = torch.cat([weight, weight.flip(1)])
@@ -129,22 +132,25 @@ class DelayedConv(DelayedSynapses):
             >>> bool(torch.allclose(layer.at(x, torch.tensor([[7, 0, 2, 3]]))[0], whole[7, 0, :, 2, 3], atol=1e-6))
             True
         """
-        seen, _ = self._seen(x, None)
-        steps, batch, _, height, width = seen.shape
-        size = (len(x), batch, height - self.kernel[0] + 1, width - self.kernel[1] + 1)
+        self._fits(x, (self.polarities, None, None))
+        x = self._padded(x)
+        steps, batch, _, height, width = x.shape
+        size = (steps, batch, height - self.kernel[0] + 1, width - self.kernel[1] + 1)
         limit = torch.tensor(size, device=places.device)
         if places.dim() != 2 or places.shape[1] != 4:
             raise ShapeError("places are rows of t, b, y, x", given=tuple(places.shape), expected="[place, 4]")
         if bool(((places < 0) | (places >= limit)).any()):
             raise RangeError("a place lies outside the output", expected=f"below {size}")
-        delay, v, u = self.mask.flatten(0, 1).any(0).nonzero().unbind(1)
-        polarity = torch.arange(self.polarities, device=x.device)
-        # seen[t + K - δ] is the frame δ steps before t, index δ - 1 is `delay`
-        within = ((self.delays - 1 - delay) * batch * self.polarities * height + v) * width + u
-        offset = (polarity * height * width).unsqueeze(1) + within
         t, b, y, column = places.unbind(1)
-        first = (((t * batch + b) * self.polarities) * height + y) * width + column
-        patches = seen.reshape(-1).take(first.view(-1, 1, 1) + offset)
+        delay, v, u = self.mask.flatten(0, 1).any(0).nonzero().unbind(1)
+        frame = self.polarities * height * width
+        within = (v * width + u) - (delay + 1) * batch * frame
+        offset = (torch.arange(self.polarities, device=x.device) * height * width).unsqueeze(1) + within
+        first = (t * batch + b) * frame + y * width + column
+        patches = x.reshape(-1).take((first.view(-1, 1, 1) + offset).clamp(min=0))
+        before = t.unsqueeze(1) <= delay  # reaches back to before the first frame
+        if bool(before.any()):
+            patches = torch.where(before.unsqueeze(1), 0.0, patches)
         weight = self.effective[:, :, delay, v, u]
         if self.polarity_max:
             weight = torch.cat([weight, weight.flip(1)])
@@ -183,11 +189,14 @@ class DelayedConv(DelayedSynapses):
 
     def _seen(self, x: Tensor, state: DelayState | None) -> tuple[Tensor, Tensor]:
         seen, past = self._window(x, state, (self.polarities, None, None))
+        return self._padded(seen), past
+
+    def _padded(self, x: Tensor) -> Tensor:
         y, column = self._pad
-        seen = functional.pad(seen, (column, column, y, y)) if self.padding == "same" else seen
-        if seen.shape[3] < self.kernel[0] or seen.shape[4] < self.kernel[1]:
+        padded = functional.pad(x, (column, column, y, y)) if self.padding == "same" else x
+        if padded.shape[3] < self.kernel[0] or padded.shape[4] < self.kernel[1]:
             raise ShapeError("frames are smaller than the window", given=tuple(x.shape[3:]), expected=self.kernel)
-        return seen, past
+        return padded
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""

@@ -150,8 +150,8 @@ class DelayedSynapses(nn.Module):
         self.weight.mul_(self.mask)
         return self.count
 
-    def _window(self, x: Tensor, state: DelayState | None, sources: tuple[int | None, ...]) -> tuple[Tensor, Tensor]:
-        """Frames that the outputs see, `[delay + time - 1, batch, source…]`, and the past to go on from."""
+    def _fits(self, x: Tensor, sources: tuple[int | None, ...]) -> None:
+        """Refuse an input that is not `[time, batch, source…]`; None stands for any size."""
         expected = f"[time, batch, {', '.join('any' if n is None else str(n) for n in sources)}]"
         if not isinstance(x, Tensor) or not x.is_floating_point():
             given = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -163,6 +163,10 @@ class DelayedSynapses(nn.Module):
             raise ShapeError("the input does not fit the layer", given=tuple(x.shape), expected=expected)
         if x.device != self.weight.device:
             raise DeviceError("the input lies on another device", given=x.device, expected=self.weight.device)
+
+    def _window(self, x: Tensor, state: DelayState | None, sources: tuple[int | None, ...]) -> tuple[Tensor, Tensor]:
+        """Frames that the outputs see, `[delay + time - 1, batch, source…]`, and the past to go on from."""
+        self._fits(x, sources)
         if state is None:
             past = x.new_zeros(self.delays, *x.shape[1:])
         else:
@@ -174,7 +178,7 @@ class DelayedSynapses(nn.Module):
                     "the state does not fit the input", given=tuple(state.past.shape), expected=wanted
                 ) from error
         whole = torch.cat([past, x])
-        return whole[:-1], whole[len(x) :].transpose(0, 1)
+        return whole[:-1], whole[len(x) :].transpose(0, 1).clone()
 
     def _arrivals(self, stream: EventStream, steps: int, size: tuple[int, int], pad: tuple[int, int]) -> EventDriven:
         """Visit the synapses of every event; the result is `[time, target, *size]` without bias."""

@@ -72,6 +72,8 @@ class HeterogeneousDelayLayer(DelayedSynapses):
     def forward(self, x: Tensor, state: DelayState | None = None) -> tuple[Tensor, DelayState]:
         """Log odds `[time, batch, target]` of the spikes x, and the steps to remember."""
         seen, past = self._window(x, state, (self.n_in,))
+        if not len(x):
+            return x.new_zeros(0, x.shape[1], self.n_out), DelayState(past)
         out = functional.conv1d(seen.permute(1, 2, 0), self.effective.flip(2))
         return out.permute(2, 0, 1) + self.bias, DelayState(past)
 
