@@ -24,3 +24,10 @@ from ._event_camera import simulate_events as simulate_events
 from ._event_camera import velocities as velocities
 from ._event_camera import whiten as whiten
 from ._event_stream import EventStream as EventStream
+from ._event_pictures import frames as frames
+from ._event_pictures import from_structured as from_structured
+from ._event_pictures import time_surface as time_surface
+from ._event_pictures import to_structured as to_structured
+from ._event_pictures import voxel_grid as voxel_grid
+from ._event_sets import EventSet as EventSet
+from ._event_sets import event_set as event_set

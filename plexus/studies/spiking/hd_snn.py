@@ -1,6 +1,6 @@
 """Heterogeneous delays that tell the direction of motion from events, against delays spoiled and a bank of correlators.
 
-Gaze walks over two photographs in eight directions; an event camera of 32×32 pixels watches. One `DelayedConv` (11
+Gaze walks over two photographs in eight directions; an event camera of 28×28 pixels watches. One `DelayedConv` (11
 delays, a disk of 9 pixels) learns on the left half of the photographs, is tuned on a strip beside it and tested on what
 is left. It is trained once per seed; averaging, shuffling or reversing its delays, pruning and shortening change that
 one. Decisions are made at every step, from the evidence averaged over positions, and count once a whole window has been
@@ -54,11 +54,11 @@ class Config:
     method: str = "delays"
     directions: int = 8
     speeds: tuple[float, ...] = (1.0,)
-    size: int = 32
+    size: int = 28
     steps: int = 50
     segment: float = 24.0
     threshold: float = 0.8
-    train: int = 400
+    train: int = 192
     validation: int = 40
     test: int = 40
     textures: int = 16
@@ -82,7 +82,6 @@ class Prepared:
     """Movies of one seed and the layer that learnt from them."""
 
     train: Movies
-    validation: Movies
     test: Movies
     layer: DelayedConv
     learnt_with: tuple[float, float]
@@ -201,7 +200,7 @@ class HeterogeneousDelays(Study):
     )
     fidelity = "B"
     scale_line = (
-        "8 motions instead of 36, 2 photographs instead of a set, 400 movies of 32×32 pixels and 50 ms instead of "
+        "8 motions instead of 36, 2 photographs instead of a set, 192 movies of 28×28 pixels and 50 ms instead of "
         "1,024 of 128×128 and 200 ms; a kernel of 11 delays × 9 × 9 instead of 21 × 17 × 17."
     )
     data = ("scikit-learn sample images china and flower, seen by a simulated event camera",)
@@ -343,10 +342,9 @@ class HeterogeneousDelays(Study):
     )
 
     def prepare(self, config: Config, seed: int) -> Prepared:
-        parts = {part: natural_movies(config, part, getattr(config, part), seed) for part in ("train", "test")}
-        validation = natural_movies(config, "validation", config.validation, seed)
-        layer = train_layer(config, parts["train"], seed)
-        return Prepared(parts["train"], validation, parts["test"], layer, (config.rate, config.init))
+        train = natural_movies(config, "train", config.train, seed)
+        test = natural_movies(config, "test", config.test, seed)
+        return Prepared(train, test, train_layer(config, train, seed), (config.rate, config.init))
 
     def run(self, config: Config, prepared: Prepared, seed: int) -> Outcome:
         classes = config.directions * len(config.speeds)
@@ -413,11 +411,12 @@ class HeterogeneousDelays(Study):
         total = {name: np.zeros(len(grid)) for name, grid in grids.items()}
         for seed in TUNING_SEEDS[: config.tuning_seeds]:
             prepared = self.prepare(config, seed)
+            validation = natural_movies(config, "validation", config.validation, seed)
             for name, grid in grids.items():
                 for n, setting in enumerate(grid):
                     here = replace(config, **{**self.arm(name).overrides, **setting})
-                    score = self._score(here, prepared, prepared.validation, seed)
-                    total[name][n] += accuracy(score, prepared.validation, config.window)
+                    score = self._score(here, prepared, validation, seed)
+                    total[name][n] += accuracy(score, validation, config.window)
         for name, grid in grids.items():
             chosen[name] = grid[int(total[name].argmax())]
         for arm in self.arms:  # what changes the learnt layer takes its settings
