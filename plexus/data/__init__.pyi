@@ -1,3 +1,7 @@
+from ._audio import SpokenDigits as SpokenDigits
+from ._audio import log_mel as log_mel
+from ._audio import mel_filters as mel_filters
+from ._audio import spoken_digits as spoken_digits
 from ._images import Labelled as Labelled
 from ._images import data_folder as data_folder
 from ._images import digits as digits
@@ -13,6 +17,7 @@ from ._text import ALPHABET as ALPHABET
 from ._text import decode as decode
 from ._text import descriptions as descriptions
 from ._text import encode as encode
+from ._text import shakespeare as shakespeare
 from ._text import windows as windows
 from ._event_camera import Gaze as Gaze
 from ._event_camera import event_frames as event_frames

@@ -1,11 +1,14 @@
-"""Text that comes with an installed dependency, as windows of symbols."""
+"""Text as windows of symbols: some that comes with an installed dependency, and Shakespeare where a folder holds it."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import Tensor
 
-from plexus.errors import RangeError, UnknownNameError, require
+from plexus.data._images import data_folder
+from plexus.errors import FormatError, RangeError, UnknownNameError, require
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz0123456789.,:;-()'\"/=%"
 """Symbols of `encode`; capital letters become small ones, anything else is left out."""
@@ -55,3 +58,24 @@ def windows(symbols: Tensor, length: int, stride: int | None = None) -> tuple[Te
         raise RangeError("a window does not fit", given=f"{len(symbols)} symbols, length {length}, stride {stride}")
     cut = symbols.unfold(0, length + 1, stride or length)
     return cut[:, :-1].contiguous(), cut[:, 1:].contiguous()
+
+
+def shakespeare(root: str | os.PathLike[str] | None = None) -> str:
+    """The 1.1 million characters of Shakespeare that small language models are often compared on.
+
+    Args:
+        root: the folder that holds `tinyshakespeare.txt` (default: the environment's `PLEXUS_DATA`).
+
+    Raises:
+        FormatError: the file is not there.
+    """
+    folder = data_folder(root)
+    path = None if folder is None else folder / "tinyshakespeare.txt"
+    if path is None or not path.is_file():
+        raise FormatError(
+            "tinyshakespeare.txt is not here",
+            given=str(folder) if folder else "no folder",
+            mend="point PLEXUS_DATA (or root=) at a folder with input.txt of "
+            "https://github.com/karpathy/char-rnn (data/tinyshakespeare), saved under that name",
+        )
+    return path.read_text(encoding="utf-8")

@@ -24,3 +24,8 @@ from ._delayed_synapses import DelayState as DelayState
 from ._delayed_synapses import EventDriven as EventDriven
 from ._delayed_synapses import SynapseList as SynapseList
 from ._heterogeneous_delays import HeterogeneousDelayLayer as HeterogeneousDelayLayer
+from .neurons import SignedIF as SignedIF
+from .neurons import SignedIFState as SignedIFState
+from ._conversion import QuantisedReLU as QuantisedReLU
+from ._conversion import convert_quantised as convert_quantised
+from ._conversion import quantise_activations as quantise_activations

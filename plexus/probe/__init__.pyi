@@ -20,3 +20,12 @@ from ._record import stream as stream
 from ._health import Health as Health
 from ._health import LayerHealth as LayerHealth
 from ._health import health as health
+from ._latency import LatencyCurve as LatencyCurve
+from ._latency import accumulate as accumulate
+from ._latency import confidence as confidence
+from ._latency import exit_steps as exit_steps
+from ._latency import expected_calibration_error as expected_calibration_error
+from ._latency import fit_confidence_scale as fit_confidence_scale
+from ._latency import latency_accuracy_curve as latency_accuracy_curve
+from ._latency import oracle_latency as oracle_latency
+from ._latency import pareto_front as pareto_front
