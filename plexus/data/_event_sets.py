@@ -40,6 +40,13 @@ class EventSet:
         shape: sizes of the address's axes.
         group: who spoke or moved, `[sample]`, int64; None where that is not known.
         name: of the data set and its part.
+
+    Examples:
+        >>> two = EventSet(torch.tensor([0, 1]), lambda n: EventStream([1.0 * n], [n], (2,)), (2,))
+        >>> two[1], len(two), two.classes
+        ((EventStream(1 events, address 2, 1 to 1 ms), 1), 2, 2)
+        >>> two.dense(dt=1.0, steps=3)[0].shape
+        torch.Size([3, 2, 2])
     """
 
     label: Tensor
@@ -147,6 +154,13 @@ def event_set(
     Raises:
         UnknownNameError: another name or part. FormatError: files are missing, damaged or could not be fetched.
         MissingExtraError: h5py is needed for `shd` and `ssc` (extra `events`).
+
+    Examples:
+        >>> event_set("shd", "validation", root="an empty folder")
+        Traceback (most recent call last):
+            ...
+        plexus.errors.FormatError: shd is not here
+        ...
     """
     if name not in _SETS:
         raise UnknownNameError.among("event set", name, _SETS)

@@ -74,6 +74,7 @@ def _download(archive: Archive, path: Path, name: str) -> None:
             raise FormatError(
                 f"what came for {name} is not what was published", given=f"md5 {found}", expected=archive.md5
             )
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:  # also urllib's errors
         raise FormatError(

@@ -10,7 +10,16 @@ import torch
 
 from plexus.data import natural_image, velocities
 from plexus.lab import Study
-from plexus.studies.spiking._moving_events import BUSY, PARTS, Movies, correlator, natural_movies, region, texture_movies
+from plexus.studies.spiking._moving_events import (
+    BUSY,
+    PARTS,
+    Movies,
+    SmallCNN,
+    correlator,
+    natural_movies,
+    region,
+    texture_movies,
+)
 from plexus.studies.spiking.hd_snn import HeterogeneousDelays, decide, pruned, spoil, trained
 
 study: Study = HeterogeneousDelays()
@@ -104,6 +113,20 @@ def test_pruning_leaves_the_prepared_layer_alone(prepared) -> None:
     assert found["times fewer operations, 3 % kept"] > 5
     whole = found["accuracy, 100 % kept"]
     assert whole == trial(prepared, "delays").metrics["accuracy"]
+
+
+def test_places_of_the_network_are_those_of_the_whole() -> None:
+    config = study.configure("smoke")
+    draw = torch.Generator().manual_seed(0)
+    model = SmallCNN(4, 3, config.delays, config.kernel, draw)
+    events = (torch.rand(12, 2, 2, 9, 9, generator=draw) < 0.3).float()
+    whole = model(events)
+    places = torch.tensor([[7, 0, 0, 0], [11, 1, 4, 2], [9, 1, 0, 4]])
+    t, b, y, x = places.unbind(1)
+    torch.testing.assert_close(model.at(events, places), whole[t, b, :, y, x])
+    changed = events.clone()
+    changed[9:] = 1 - changed[9:]
+    assert torch.equal(model(changed)[:10], whole[:10])  # sees the past alone
 
 
 def test_arms_that_change_the_layer_do_not_learn_again(prepared) -> None:

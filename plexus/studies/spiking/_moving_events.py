@@ -25,6 +25,9 @@ IMAGES = ("china", "flower")
 PARTS = {"train": (0, 320), "validation": (320, 448), "test": (448, 640)}
 """Columns of each photograph that each part of the data sees."""
 
+TILE = 128
+"""Height and width in pixels of the piece of a photograph that one movie walks over."""
+
 BUSY = 0.05
 """Least number of events per pixel and step of a movie that shows something."""
 
@@ -65,7 +68,9 @@ def natural_movies(config: Any, part: str, count: int, seed: int) -> Movies:
     while len(movies) < count:
         gaze = random_gaze(config.steps, choices, mean_segment=config.segment, generator=draw)
         image = images[len(movies) % len(images)]
-        seen = saccade_movie(image, gaze.velocity, (config.size, config.size), generator=draw)
+        top, left = (int(torch.randint(n - TILE + 1, (), generator=draw)) for n in image.shape)
+        tile = image[top : top + TILE, left : left + TILE]
+        seen = saccade_movie(tile, gaze.velocity, (config.size, config.size), generator=draw)
         events = event_frames(seen, config.threshold)
         if float(events.sum(1).mean()) >= BUSY:
             gazes.append(gaze)
@@ -101,33 +106,29 @@ def loss(logits: Tensor, label: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, functional.one_hot(label, logits.shape[1]).to(logits))
 
 
-def descend(model: nn.Module, config: Any, step: Any) -> None:
-    """Adam with a cosine schedule on the loss that `step()` draws."""
+def descend(model: DelayedConv | SmallCNN, config: Any, movies: Movies, draw: torch.Generator) -> None:
+    """Adam with a cosine schedule; every step sees new places of all movies, at times after the first window."""
     optimiser = torch.optim.Adam(model.parameters(), config.rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.iterations)
+    extent = config.size - config.kernel + 1
+    high = (config.steps - config.window, movies.events.shape[1], extent, extent)
     for _ in range(config.iterations):
+        places = torch.stack([torch.randint(n, (config.places,), generator=draw) for n in high], 1)
+        places[:, 0] += config.window
         optimiser.zero_grad()
-        step().backward()
+        loss(model.at(movies.events, places), movies.label[places[:, 0], places[:, 1]]).backward()
         optimiser.step()
         schedule.step()
 
 
 def train_layer(config: Any, movies: Movies, seed: int) -> DelayedConv:
-    """One layer of delays, learnt on places drawn from all movies, positions and times after the first window."""
+    """One layer of delays and what it learnt."""
     draw = generator(seed, 20)
     classes = config.directions * len(config.speeds)
     layer = DelayedConv(
         2, classes, config.delays, config.kernel, polarity_max=config.polarity_max, init=config.init, generator=draw
     )
-    extent = config.size - config.kernel + 1
-    high = (config.steps - config.window, movies.events.shape[1], extent, extent)
-
-    def step() -> Tensor:
-        places = torch.stack([torch.randint(n, (config.places,), generator=draw) for n in high], 1)
-        places[:, 0] += config.window
-        return loss(layer.at(movies.events, places), movies.label[places[:, 0], places[:, 1]])
-
-    descend(layer, config, step)
+    descend(layer, config, movies, draw)
     return layer.eval().requires_grad_(False)
 
 
@@ -137,8 +138,9 @@ class SmallCNN(nn.Module):
     def __init__(self, classes: int, hidden: int, delays: int, kernel: int, draw: torch.Generator) -> None:
         super().__init__()
         first = (delays // 2 + 1, kernel // 2 + 1, kernel // 2 + 1)
-        second = tuple(n - f + 1 for n, f in zip((delays, kernel, kernel), first, strict=True))
-        self.delays = delays
+        # the second reads every other place of the first, up to the border of the window
+        second = (delays - first[0] + 1, (kernel - first[1]) // 2 + 1, (kernel - first[2]) // 2 + 1)
+        self.window, self.reach = (delays, kernel, kernel), delays
         self.first, self.second = nn.Conv3d(2, hidden, first), nn.Conv3d(hidden, classes, second)
         for layer in (self.first, self.second):
             nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.weight[0].numel()), generator=draw)
@@ -147,26 +149,29 @@ class SmallCNN(nn.Module):
 
     def forward(self, events: Tensor) -> Tensor:
         """Log odds `[time, batch, class, y, x]`; the last frame is not seen and the first ones are padded, as there."""
-        seen = functional.pad(events.permute(1, 2, 0, 3, 4), (0, 0, 0, 0, self.delays, 0))[:, :, :-1]
-        out: Tensor = self.second(self.first(seen).relu())
+        seen = functional.pad(events.permute(1, 2, 0, 3, 4), (0, 0, 0, 0, self.reach, 0))[:, :, :-1]
+        hidden = functional.conv3d(seen, self.first.weight, self.first.bias).relu()
+        out = functional.conv3d(hidden, self.second.weight, self.second.bias, dilation=(1, 2, 2))
         return out.permute(2, 0, 1, 3, 4)
+
+    def at(self, events: Tensor, places: Tensor) -> Tensor:
+        """Log odds `[place, class]` at rows t, b, y, x of the output, t after the first window."""
+        t, b, y, x = places.unbind(1)
+        axes = [torch.arange(n) for n in self.window]
+        when, row, column = (
+            start.view(-1, 1) + axis for start, axis in zip((t - self.reach, y, x), axes, strict=True)
+        )
+        patches = events[
+            when[:, :, None, None], b.view(-1, 1, 1, 1), :, row[:, None, :, None], column[:, None, None, :]
+        ].movedim(4, 1)
+        hidden = functional.conv3d(patches, self.first.weight, self.first.bias, stride=(1, 2, 2)).relu()
+        return functional.conv3d(hidden, self.second.weight, self.second.bias).flatten(1)
 
 
 def train_cnn(config: Any, movies: Movies, seed: int) -> SmallCNN:
     draw = generator(seed, 21)
     model = SmallCNN(config.directions * len(config.speeds), config.hidden, config.delays, config.kernel, draw)
-    span = config.window + 5
-
-    def step() -> Tensor:
-        start = int(torch.randint(config.steps - span + 1, (), generator=draw))
-        chosen = torch.randint(movies.events.shape[1], (config.batch,), generator=draw)
-        part = slice(start, start + span)
-        logits = model(movies.events[part][:, chosen])[config.window :]
-        label = movies.label[part][config.window :, chosen]
-        label = label.view(*label.shape, 1, 1).expand(*label.shape, *logits.shape[3:])
-        return loss(logits.movedim(2, 4).flatten(0, 3), label.flatten())
-
-    descend(model, config, step)
+    descend(model, config, movies, draw)
     return model.eval().requires_grad_(False)
 
 

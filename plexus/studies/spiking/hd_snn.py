@@ -67,11 +67,10 @@ class Config:
     kernel: int = 9
     polarity_max: bool = True
     init: float = 0.1
-    rate: float = 0.01
+    rate: float = 0.02
     iterations: int = 300
     places: int = 1024
     hidden: int = 12
-    batch: int = 8
     lags: int = 4
     frames: int = 4
     tuning_seeds: int = 0
@@ -229,7 +228,6 @@ class HeterogeneousDelays(Study):
             "iterations": 20,
             "places": 256,
             "hidden": 4,
-            "batch": 4,
         },
         "full": {},
         "paper": {
@@ -259,7 +257,7 @@ class HeterogeneousDelays(Study):
         Arm("LIF output", method="lif", role="method", note="evidence drives LIF neurons, which decide by their spikes"),
         Arm("textures", method="textures", role="reference", note="textures of one orientation, unseen in learning"),
         Arm("correlator", method="correlator", note="Reichardt detectors for the given velocities, nothing learnt"),
-        Arm("cnn", method="cnn", role="reference", note="two convolutions in space and time with a ReLU between them"),
+        Arm("cnn", method="cnn", rate=0.01, role="reference", note="two convolutions in space and time with a ReLU between them"),
     )
     checks = (
         exact(
@@ -397,7 +395,7 @@ class HeterogeneousDelays(Study):
 
     def tune(self, config: Config) -> Tuning:
         """The setting of each learnt arm and of the correlator with the best accuracy on validation movies."""
-        learnt = [{"rate": rate, "init": init} for rate, init in itertools.product((0.003, 0.01, 0.03), (0.1, 1.0))]
+        learnt = [{"rate": rate, "init": init} for rate, init in itertools.product((0.01, 0.02, 0.04), (0.1, 1.0))]
         grids: dict[str, list[dict[str, Any]]] = {
             "delays": learnt,
             "correlator": [{"lags": n, "frames": k} for n, k in itertools.product((2, 4, 7), (1, 4))],
