@@ -178,7 +178,7 @@ def saccade_movie(
 
     Raises:
         ShapeError: image, velocity or size do not fit.
-        RangeError: the walk leaves the image, from the given start or from any; or there is neither start nor generator.
+        RangeError: the walk leaves the image from this start, or from any; or neither start nor generator is given.
 
     Examples:
         >>> image = torch.arange(64.0).view(8, 8)

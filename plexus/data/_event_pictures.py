@@ -4,8 +4,8 @@
     voxel grid      g[i, a] = Σ_r s_r max(0, 1 - |i - τ_r|),   τ_r = (bins - 1) (t_r - start) / (stop - start)
     time surface    s[i, a] = exp(-(t_i - t_last(a)) / τ),     t_last: the latest event at a up to t_i;  0 if none
 
-The polarity of a camera's events, the first number of their address, is a sign in the voxel grid, s_r = +1 for ON and -1
-for OFF, and an axis of its own in the others. Each function takes an `EventStream` or a structured array of tonic's,
+The polarity of a camera's events, the first number of their address, is a sign in the voxel grid, s_r = +1 for ON and
+-1 for OFF, and an axis of its own in the others. Each function takes an `EventStream` or a structured array of tonic's,
 with `shape` to say how large it is. Times in ms.
 
 Sources: Zhu et al. 2019 (voxel grid), Lagorce et al. 2017 (time surface).

@@ -1,8 +1,8 @@
 """Synapses with a weight for every delay: what the layers of heterogeneous delays have in common.
 
-A synapse (source a, target b, weight w, delay δ) turns each event at a into a weighted event (w, t + δ) at b, which adds
-up what arrives. Between a source and a target there is one weight for each delay of 1 … K steps, so that learning the
-weights chooses the delays.
+A synapse (source a, target b, weight w, delay δ) turns each event at a into a weighted event (w, t + δ) at b, which
+adds up what arrives. Between a source and a target there is one weight for each delay of 1 … K steps, so that learning
+the weights chooses the delays.
 
     evidence[t, b] = Σ_{a, δ} w[b, a, δ] A[t - δ, a]                A: events per step
 

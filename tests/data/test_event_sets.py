@@ -42,7 +42,7 @@ def heidelberg(path, count=24, classes=3, speakers=6):
 
 
 def atis(events):
-    """Bytes of N-MNIST: (x, y, polarity, microseconds), the clock running over every 2¹³ μs once its 23 bits are full."""
+    """Bytes of N-MNIST events (x, y, polarity, microseconds)."""
     raw = []
     for x, y, p, t in events:
         raw += [x, y, (p << 7) | (t >> 16) & 127, (t >> 8) & 255, t & 255]

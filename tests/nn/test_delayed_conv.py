@@ -1,4 +1,4 @@
-"""Layers with a weight for every delay, against plain loops, against events, and against what they must and cannot know."""
+"""Layers with a weight for every delay, against plain loops, against events, and what they can and cannot know."""
 
 import copy
 import math

@@ -64,10 +64,10 @@ def erb_centres(channels: int, low: float, high: float) -> Tensor:
 
 
 class Cochlea(nn.Module):
-    """`spikes, state = Cochlea(40)(audio)`: audio `[sample, batch]` to spikes `[time, batch, channel]`, one step per dt.
+    """`spikes, state = Cochlea(40)(audio)`: audio `[sample, batch]` to spikes `[time, batch, channel]`, a step per dt.
 
-    Nothing in it is learnt and no gradient flows through it. A recording may be given in pieces of whole steps. With the
-    default gain, speech at a usual level makes fibres fire at some 40 Hz; quiet recordings want more.
+    Nothing in it is learnt and no gradient flows through it. A recording may be given in pieces of whole steps. With
+    the default gain, speech at a usual level makes fibres fire at some 40 Hz; quiet recordings want more.
 
     Args:
         channels: number of fibres.
@@ -203,7 +203,9 @@ class Cochlea(nn.Module):
             raise DtypeError("audio is floating point", given=given, expected="[sample, batch] in [-1, 1]")
         if x.dim() != 2:
             mend = "for one recording give audio.unsqueeze(1)" if x.dim() == 1 else None
-            raise ShapeError("audio has samples and a batch", given=tuple(x.shape), expected="[sample, batch]", mend=mend)
+            raise ShapeError(
+                "audio has samples and a batch", given=tuple(x.shape), expected="[sample, batch]", mend=mend
+            )
         if len(x) % self.per_step:
             raise ShapeError(
                 "the audio does not fill whole steps",

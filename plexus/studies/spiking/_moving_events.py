@@ -158,9 +158,7 @@ class SmallCNN(nn.Module):
         """Log odds `[place, class]` at rows t, b, y, x of the output, t after the first window."""
         t, b, y, x = places.unbind(1)
         axes = [torch.arange(n) for n in self.window]
-        when, row, column = (
-            start.view(-1, 1) + axis for start, axis in zip((t - self.reach, y, x), axes, strict=True)
-        )
+        when, row, column = (start.view(-1, 1) + axis for start, axis in zip((t - self.reach, y, x), axes, strict=True))
         patches = events[
             when[:, :, None, None], b.view(-1, 1, 1, 1), :, row[:, None, :, None], column[:, None, None, :]
         ].movedim(4, 1)

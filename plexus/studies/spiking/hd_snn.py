@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plexus.data import EventStream, velocities
+from plexus.data import EventStream
 from plexus.errors import require
 from plexus.lab import TUNING_SEEDS, Arm, Outcome, Paper, Results, Study, Tuning, exact, interval, study
 from plexus.nn import LIF, DelayedConv, rate_threshold, winner_spikes
@@ -208,7 +208,8 @@ class HeterogeneousDelays(Study):
         "gradient in the mean, at a fraction of the work.",
         "Photographs are also shown by quarter turns: with only two, orientations of their contents would pass for "
         "motions (the aperture problem).",
-        "The learning rate is 1,000 times the paper's and falls along a cosine, because there are 300 steps of learning.",
+        "The learning rate is 2,000 times the paper's and falls along a cosine: there are 300 steps of learning.",
+        "A movie walks over a piece of 128×128 pixels; one that shows hardly anything (blank sky) is drawn again.",
         "Evidence is compared with its bias included. Delays start at one step: a spike first counts in the next.",
         "One speed only: at this scale two speeds take more movies than the budget has.",
     )
@@ -254,10 +255,18 @@ class HeterogeneousDelays(Study):
         Arm("pruned", method="pruned", role="method", note="the strongest 10 % of synapses (curve: 30 to 1 %)"),
         Arm("shortened", method="shortened", role="ablation", note="the three shortest delays (curve: 6 to 1)"),
         Arm("winner spikes", method="winner", role="method", note="decides from spikes at 1 Hz per neuron"),
-        Arm("LIF output", method="lif", role="method", note="evidence drives LIF neurons, which decide by their spikes"),
+        Arm(
+            "LIF output", method="lif", role="method", note="evidence drives LIF neurons, which decide by their spikes"
+        ),
         Arm("textures", method="textures", role="reference", note="textures of one orientation, unseen in learning"),
         Arm("correlator", method="correlator", note="Reichardt detectors for the given velocities, nothing learnt"),
-        Arm("cnn", method="cnn", rate=0.01, role="reference", note="two convolutions in space and time with a ReLU between them"),
+        Arm(
+            "cnn",
+            method="cnn",
+            rate=0.01,
+            role="reference",
+            note="two convolutions in space and time with a ReLU between them",
+        ),
     )
     checks = (
         exact(
@@ -361,7 +370,9 @@ class HeterogeneousDelays(Study):
             for delays in SHORT:
                 layer = copy.deepcopy(trained(config, prepared, seed))
                 layer.shorten_(delays)
-                metrics[f"accuracy, {delays} delays"] = accuracy(decide(layer, prepared.test), prepared.test, config.window)
+                metrics[f"accuracy, {delays} delays"] = accuracy(
+                    decide(layer, prepared.test), prepared.test, config.window
+                )
             return Outcome(metrics | {"accuracy": metrics["accuracy, 3 delays"]})
         movies = prepared.test
         if config.method in ("winner", "lif"):
@@ -399,7 +410,9 @@ class HeterogeneousDelays(Study):
         grids: dict[str, list[dict[str, Any]]] = {
             "delays": learnt,
             "correlator": [{"lags": n, "frames": k} for n, k in itertools.product((2, 4, 7), (1, 4))],
-            "cnn": [{"rate": rate, "hidden": hidden} for rate, hidden in itertools.product((0.003, 0.01, 0.03), (6, 12))],
+            "cnn": [
+                {"rate": rate, "hidden": hidden} for rate, hidden in itertools.product((0.003, 0.01, 0.03), (6, 12))
+            ],
         }
         budget = {name: len(grid) for name, grid in grids.items()}
         if not config.tuning_seeds:
