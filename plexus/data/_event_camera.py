@@ -245,7 +245,7 @@ def natural_image(name: str = "china", *, generator: torch.Generator | None = No
     try:
         require("PIL", "lab", purpose="photographs")
         datasets = require("sklearn.datasets", "lab", purpose="photographs")
-        pixels = torch.from_numpy(datasets.load_sample_image(f"{name}.jpg").copy()).double() / 255
+        pixels: Tensor = torch.from_numpy(datasets.load_sample_image(f"{name}.jpg").copy()).double() / 255
     except MissingExtraError:
         if generator is None:
             raise
@@ -255,13 +255,15 @@ def natural_image(name: str = "china", *, generator: torch.Generator | None = No
             stacklevel=2,
         )
         return _fractal(427, 640, generator)
-    return pixels @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    grey: Tensor = pixels @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    return grey
 
 
 def _radius(height: int, width: int) -> Tensor:
     """Spatial frequency of each coefficient of a real transform, cycles per pixel."""
     fy = torch.fft.fftfreq(height, dtype=torch.float64).unsqueeze(1)
-    return (fy.square() + torch.fft.rfftfreq(width, dtype=torch.float64).square()).sqrt()
+    squared: Tensor = fy.square() + torch.fft.rfftfreq(width, dtype=torch.float64).square()
+    return squared.sqrt()
 
 
 def _fractal(height: int, width: int, generator: torch.Generator) -> Tensor:

@@ -83,7 +83,7 @@ class DelayedConv(DelayedSynapses):
             raise RangeError(
                 "only two polarities can be swapped", given=polarities, expected="2, or polarity_max=False"
             )
-        self.kernel = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
+        self.kernel: tuple[int, int] = (kernel, kernel) if isinstance(kernel, int) else (kernel[0], kernel[1])
         if min(delays, *self.kernel) < 1:
             raise RangeError("delays and kernel must be at least 1", given=(delays, *self.kernel))
         if padding == "same" and not all(n % 2 for n in self.kernel):

@@ -282,8 +282,8 @@ class HeterogeneousDelays(Study):
             role="sanity",
         ),
         interval(
-            "accuracy of the small convolutional network, times chance",
-            lambda m: m["cnn"]["accuracy"] / m["cnn"]["chance"],
+            "events tell the motion: accuracy of the correlators, times chance",
+            lambda m: m["correlator"]["accuracy"] / m["correlator"]["chance"],
             at_least=3.0,
             role="control",
         ),
