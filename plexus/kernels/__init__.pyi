@@ -20,3 +20,4 @@ from ._elm import leaky_trace_reference as leaky_trace_reference
 from ._meta import MetaState as MetaState
 from ._meta import logistic_noise as logistic_noise
 from ._meta import meta as meta
+from ._event_scatter import scatter_events as scatter_events

@@ -32,6 +32,13 @@ from ._ei_circuit import EIStatistics as EIStatistics
 from ._ei_circuit import SilentInputWarning as SilentInputWarning
 from ._ei_networks import initialise_ei as initialise_ei
 from ._ei_networks import to_ei as to_ei
+from ._delayed_conv import DelayedConv as DelayedConv
+from ._delayed_conv import rate_threshold as rate_threshold
+from ._delayed_conv import winner_spikes as winner_spikes
+from ._delayed_synapses import DelayState as DelayState
+from ._delayed_synapses import EventDriven as EventDriven
+from ._delayed_synapses import SynapseList as SynapseList
+from ._heterogeneous_delays import HeterogeneousDelayLayer as HeterogeneousDelayLayer
 from .neurons import SignedIF as SignedIF
 from .neurons import SignedIFState as SignedIFState
 from ._conversion import QuantisedReLU as QuantisedReLU
