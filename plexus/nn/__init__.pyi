@@ -29,3 +29,29 @@ from .neurons import Astrocytes as Astrocytes
 from .neurons import ModulatedState as ModulatedState
 from .neurons import with_astrocytes as with_astrocytes
 from . import decoding as decoding
+from .neurons import Recurrent as Recurrent
+from ._recompute import recompute as recompute
+
+# the other neurons
+from .neurons import AdEx as AdEx
+from .neurons import AdExState as AdExState
+from .neurons import ALIF as ALIF
+from .neurons import ALIFState as ALIFState
+from .neurons import COBA as COBA
+from .neurons import COBAState as COBAState
+from .neurons import CUBA as CUBA
+from .neurons import CUBAState as CUBAState
+from .neurons import Dendrite as Dendrite
+from .neurons import DendriteState as DendriteState
+from .neurons import IF as IF
+from .neurons import Izhikevich as Izhikevich
+from .neurons import IzhikevichState as IzhikevichState
+from .neurons import LeakyIntegrator as LeakyIntegrator
+from .neurons import LeakyIntegratorState as LeakyIntegratorState
+from .neurons import PLIF as PLIF
+from .neurons import BalancedResonate as BalancedResonate
+from .neurons import BalancedResonateState as BalancedResonateState
+from .neurons import ResonateAndFire as ResonateAndFire
+from .neurons import ResonateState as ResonateState
+from .neurons import TwoCompartment as TwoCompartment
+from .neurons import TwoCompartmentState as TwoCompartmentState
