@@ -38,7 +38,7 @@ def step(  # type: ignore[no-untyped-def]
         y = stop(s)
     else:
         y = s
-    v = (1.0 - y) * m + y * reset
+    v = (1.0 - y) * where(m < peak, m, peak) + y * reset
     u = q + s * jump
     if o.refractory:
         r = where(s >= 0.5, period, where(r > 0.0, r - 1.0, r))
@@ -67,15 +67,16 @@ def adjoint(  # type: ignore[no-untyped-def]
         s = clip(a, low, high)
     # and back
     ds = ds + dz + du * jump
-    dm = dv * (1.0 - s) + du * dt * rate * coupling
+    d_top = dv * (1.0 - s)
+    dm = where(m < peak, d_top, 0.0) + du * dt * rate * coupling
     if not o.detach:
-        ds = ds + dv * (reset - m)
+        ds = ds + dv * (reset - where(m < peak, m, peak))
     if o.port:
         ds = where((a < low) | (a > high), 0.0, ds * g)
     if o.refractory:
         ds = where(r > 0.0, 0.0, ds)
-    d_peak = 0.0 - ds * slope(m - peak)
-    dm = dm - d_peak
+    d_spike = ds * slope(m - peak)
+    dm = dm + d_spike
     if o.refractory:
         dn = where(r > 0.0, 0.0, dm)
     else:
@@ -98,7 +99,7 @@ def adjoint(  # type: ignore[no-untyped-def]
         du * dt * rate * m,
         dv * s,
         du * s,
-        d_peak,
+        where(m < peak, 0.0, d_top) - d_spike,
     )
 
 

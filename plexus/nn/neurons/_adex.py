@@ -5,7 +5,7 @@
     v > v_peak:  spike, v ← v_reset, w ← w + b
 
 One Euler step per dt, or several (`substeps`). Beyond v_threshold + 5 Δ_T, the usual v_peak, the exponential takes the
-membrane to infinity in less than a hundredth of its time constant, so that where exactly the peak lies does not matter.
+membrane to infinity within exp(-5) of its time constant, so that where exactly the peak lies hardly matters.
 
 Source: Brette & Gerstner 2005, whose numbers are the default; Naud et al. 2008, table 1, for the firing patterns.
 Potentials in mV, time in ms, conductances in nS, currents in pA, capacitance in pF.

@@ -217,16 +217,19 @@ class NeuronLayer(nn.Module):
                 )
             break
 
-    def _pair(self, x: Tensor | tuple[Tensor, Tensor], split: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Any:
+    def _pair(
+        self, x: Tensor | tuple[Tensor, Tensor], split: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
         """The two inputs of a layer that takes a pair, or one tensor that `split` makes into two."""
-        if isinstance(x, tuple | list):
-            if len(x) != 2:
-                raise ShapeError("the layer takes two inputs", given=f"{len(x)}", expected="a pair, or one tensor")
-            for part in x:
-                self._check(part)
-            return tuple(x)
-        self._check(x)
-        return split(x)
+        if isinstance(x, Tensor) or not all(isinstance(part, Tensor) for part in x):
+            one: Any = x
+            self._check(one)
+            return split(one)
+        if len(x) != 2:
+            raise ShapeError("the layer takes two inputs", given=len(x), expected="a pair, or one tensor")
+        for part in x:
+            self._check(part)
+        return x[0], x[1]
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""

@@ -73,7 +73,7 @@ class TwoCompartment(NeuronLayer):
     Examples:
         >>> import torch
         >>> layer = TwoCompartment(1, plateau=4.0)
-        >>> weak = torch.full((60, 1, 1), 0.9)
+        >>> weak = torch.full((60, 1, 1), 0.7)
         >>> [int(layer(pair)[0].sum()) for pair in ((weak, 0 * weak), (0 * weak, weak))]
         [0, 0]
         >>> int(layer((weak, weak))[0].sum()) > 5           # together they start a plateau
