@@ -29,6 +29,23 @@ from .neurons import Astrocytes as Astrocytes
 from .neurons import ModulatedState as ModulatedState
 from .neurons import with_astrocytes as with_astrocytes
 from . import decoding as decoding
+from ._constraints import Constraint as Constraint
+from ._constraints import DaleSigns as DaleSigns
+from ._constraints import NonNegative as NonNegative
+from ._constraints import constrain as constrain
+from ._constraints import constrained_parameters as constrained_parameters
+from ._constraints import parametrize_ as parametrize_
+from ._constraints import project_ as project_
+from ._constraints import project_after_step as project_after_step
+from ._excitatory_inhibitory import EIConv2d as EIConv2d
+from ._ei_circuit import EICurrents as EICurrents
+from ._excitatory_inhibitory import EILinear as EILinear
+from ._ei_circuit import EIStatistics as EIStatistics
+from ._ei_circuit import SilentInputWarning as SilentInputWarning
+from ._ei_networks import initialise_ei as initialise_ei
+from ._ei_networks import to_ei as to_ei
+
+from . import synapses as synapses
 from .neurons import Recurrent as Recurrent
 from ._recompute import recompute as recompute
 
