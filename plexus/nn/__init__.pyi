@@ -72,3 +72,4 @@ from .neurons import ResonateAndFire as ResonateAndFire
 from .neurons import ResonateState as ResonateState
 from .neurons import TwoCompartment as TwoCompartment
 from .neurons import TwoCompartmentState as TwoCompartmentState
+from . import interop as interop
