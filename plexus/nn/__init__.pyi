@@ -89,3 +89,4 @@ from .neurons import MetaState as MetaState
 from .neurons import freeze_intrinsic as freeze_intrinsic
 from .neurons import intrinsic_parameters as intrinsic_parameters
 from .neurons import synaptic_parameters as synaptic_parameters
+from . import interop as interop
