@@ -25,9 +25,8 @@ from torch import Tensor
 
 from plexus.errors import ShapeError
 from plexus.kernels._astrocyte_loops import KINDS, compiled
-from plexus.kernels._frame import options_from, options_key, spike_function
+from plexus.kernels._frame import options_from, options_key, out_of_reach, spike_function
 from plexus.kernels._lif_model import LIF_DYNAMICS
-from plexus.kernels._operator import _is_dual, _transformed
 from plexus.kernels._surrogate import Surrogate
 from plexus.units._port import Port
 
@@ -105,7 +104,7 @@ def astrocyte_loop(
     options = f"{int(gain)}{int(bias)},{surrogate.name}"
     scale = [float(surrogate.width or 1.0), float(surrogate.height)]
     fused = drive.device.type == "cpu" and drive.dtype in (torch.float32, torch.float64) and backend != "eager"
-    if not torch.compiler.is_compiling() and (_transformed() or _is_dual(tensors)):
+    if not torch.compiler.is_compiling() and out_of_reach(tensors):
         fused = False
     if not fused or ports.requires_grad or threshold.requires_grad:
         return AstrocyteLoop(*_eager(tensors, ports, scale, options))

@@ -7,14 +7,13 @@ One fused loop on the CPU, the eager reference of the same equation elsewhere.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor
 
-from plexus.errors import DtypeError, ShapeError
-from plexus.kernels._frame import Dynamics, Options, options_key
-from plexus.kernels._lif import _column
-from plexus.kernels._operator import Operator
+from plexus.errors import ShapeError
+from plexus.kernels._frame import Dynamics
+from plexus.kernels._neuron import Neuron
 
 __all__ = ["decaying_sum"]
 
@@ -29,31 +28,13 @@ def adjoint(x, y, decay, d_out, d_y, spike, slope, o):  # type: ignore[no-untype
     return d, d * decay, d * y
 
 
-def _carried(o: Options) -> tuple[str, ...]:
-    return ("y",)
+class _SumState(NamedTuple):
+    y: Tensor  # the sum so far                     [batch, unit…]
 
 
-def _used(o: Options) -> tuple[str, ...]:
-    return ("decay",)
-
-
-_DEFAULTS: dict[str, Any] = {"smooth": False, "inclusive": False, "surrogate": "arctan"}
-
-_SUM = Dynamics(
-    name="decaying_sum",
-    step=step,
-    adjoint=adjoint,
-    states=("y",),
-    counters=(),
-    echo=None,
-    parameters=("decay",),
-    settings=(),
-    constants=(),
-    options=_DEFAULTS,
-    carried=_carried,
-    used=_used,
+_sum = Neuron(
+    Dynamics(name="decaying_sum", step=step, adjoint=adjoint, states=("y",), parameters=("decay",)), _SumState
 )
-_operator = Operator(_SUM)
 
 
 def decaying_sum(x: Tensor, state: Tensor | None = None, *, decay: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -76,14 +57,7 @@ def decaying_sum(x: Tensor, state: Tensor | None = None, *, decay: Tensor | floa
         >>> decaying_sum(torch.ones(3, 1, 1), decay=0.5)[0].flatten().tolist()
         [1.0, 1.5, 1.75]
     """
-    if x.dim() < 3:
-        raise ShapeError("the input has too few dimensions", given=tuple(x.shape), expected="[time, batch, unit…]")
-    if not x.is_floating_point():
-        raise DtypeError("the input is not floating point", given=x.dtype, mend="convert it, e.g. x.float()")
-    if state is None:
-        state = x.new_zeros(x.shape[1:])
-    if state.shape != x.shape[1:]:
-        raise ShapeError("the state does not fit the input", given=tuple(state.shape), expected=f"{tuple(x.shape[1:])}")
-    arguments = x, [state], [_column("decay", decay, x)], [1.0, 1.0], options_key(_SUM, {})
-    sums, last = _operator(*arguments) if _operator.takes(x) else _operator.eager(*arguments)
+    if x.dim() >= 3 and state is not None and state.shape != x.shape[1:]:
+        raise ShapeError("the state does not fit the input", given=tuple(state.shape), expected=tuple(x.shape[1:]))
+    sums, (last,) = _sum(x, None if state is None else _SumState(state), {"decay": decay})
     return sums, last

@@ -30,8 +30,8 @@ from torch.nn.functional import pad
 
 from plexus.errors import DtypeError, ShapeError, UnknownNameError
 from plexus.kernels._elm_loops import compiled
+from plexus.kernels._frame import out_of_reach
 from plexus.kernels._memory import empty
-from plexus.kernels._operator import _is_dual, _transformed
 from plexus.kernels._reservoir import plain
 from plexus.kernels._reservoir_loops import spread
 
@@ -271,7 +271,7 @@ def _check(
 def _fusable(*tensors: Tensor) -> bool:
     if any(t.device.type != "cpu" or t.dtype not in (torch.float32, torch.float64) for t in tensors):
         return False
-    return torch.compiler.is_compiling() or not (_transformed() or _is_dual(tensors))
+    return torch.compiler.is_compiling() or not out_of_reach(tensors)
 
 
 def _rows(weight: Tensor) -> Any:

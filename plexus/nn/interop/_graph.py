@@ -121,7 +121,7 @@ class GraphNetwork(nn.Module):
             given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ShapeError("the input has no time and batch", given=given, expected="[time, batch, …]")
         nothing: tuple[Any, ...] = (None,) * len(self.names)
-        states = dict(zip(self.names, nothing if state is None else state.nodes, strict=True))
+        states: dict[str, Any] = dict(zip(self.names, nothing if state is None else state.nodes, strict=True))
         emitted: dict[str, Tensor | None] = dict(
             zip(self.names, nothing if state is None else state.emitted, strict=True)
         )
@@ -130,9 +130,9 @@ class GraphNetwork(nn.Module):
             if self._loops(group):
                 self._walk(group, signals, states, emitted)
             else:
-                given = self._arrivals(group[0], signals)
-                if given is not None:
-                    signals[group[0]], states[group[0]] = self._run(group[0], given, states[group[0]])
+                arrived = self._arrivals(group[0], signals)
+                if arrived is not None:
+                    signals[group[0]], states[group[0]] = self._run(group[0], arrived, states[group[0]])
         out = self._arrivals("output", signals)
         if out is None:
             raise UnsupportedError("the input of the graph does not reach its output", given=self.edges)
@@ -145,7 +145,8 @@ class GraphNetwork(nn.Module):
     def _run(self, name: str, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         layer = self[name]
         if isinstance(layer, Stateful):
-            return layer(x, state)
+            out, after = layer(x, state)
+            return out, after
         return Sequential(layer)(x)[0], None
 
     def _walk(

@@ -8,9 +8,9 @@ NIR neurons are differential equations, times in seconds. With α our decay per 
     LI, I      as LIF and IF without a threshold;  an exponential synapse is an LI with R = 1 / (1 - ρ)
     Delay      steps · dt / 1000
 
-so that a reader who takes steps of the same length by the same scheme gets our numbers back. The scheme (dt, exponential
-or Euler) and the raw parameters are kept as metadata of the nodes; whoever ignores them still reads the same equations.
-What NIR has no words for (a soft reset, a refractory time, adaptation …) is refused, with the layer named.
+so that a reader who takes steps of the same length by the same scheme gets our numbers back. The scheme (dt,
+exponential or Euler) and the raw parameters are kept as metadata of the nodes; whoever ignores them still reads the
+same equations. What NIR has no words for (a soft reset, a refractory time, adaptation …) is refused, with the layer named.
 
 Source: Pedersen et al., Neuromorphic intermediate representation (2024).
 """
@@ -170,7 +170,8 @@ class _Export:
         """Add a layer behind some nodes; the nodes whose sum is its output, and the shape of that."""
         for kind, export in _EXPORTS:
             if type(layer) is kind or (kind in _OPEN and isinstance(layer, kind)):
-                return export(self, name, layer, sources, shape)
+                ends, out = export(self, name, layer, sources, shape)
+                return ends, out
         if isinstance(layer, Sequential | nn.Sequential):
             for inner, part in layer.named_children():
                 sources, shape = self.add(f"{name}.{inner}", part, sources, shape)
@@ -268,7 +269,8 @@ def _delayed(export: _Export, name: str, layer: DelayedLinear, sources: Sequence
         raise refusal(
             name, layer, "its delays are still spread over several steps", "layer.round_().hard(True) leaves one each"
         )
-    dt, ends = _step(export.model), []
+    dt = _step(export.model)
+    ends: list[str] = []
     steps = layer.delays.detach().round().long()
     for delay in sorted(set(steps.flatten().tolist())):
         weight = _numpy(torch.where(steps == delay, layer.weight, 0.0))
@@ -285,7 +287,8 @@ def _delayed(export: _Export, name: str, layer: DelayedLinear, sources: Sequence
 
 def _step(model: nn.Module) -> float:
     """The length of a step in ms that all layers of a network share."""
-    found = {float(m.dt) for m in model.modules() if isinstance(getattr(m, "dt", None), float | int)}
+    steps: list[Any] = [getattr(m, "dt", None) for m in model.modules()]
+    found = {float(dt) for dt in steps if isinstance(dt, float | int)}
     if len(found) > 1:
         raise UnsupportedError("the layers disagree on the length of a step", given=sorted(found), expected="one dt")
     return found.pop() if found else 1.0
@@ -310,7 +313,7 @@ def _refuse_spikes(name: str, layer: Any) -> None:
 def _lif(export: _Export, name: str, layer: LIF, sources: Sequence[str], shape: Shape) -> Any:
     _refuse_spikes(name, layer)
     decay = layer.decay.detach().double()
-    gain = 1 - decay if layer.scale_input else torch.ones_like(decay)
+    gain = layer.gain * (1 - decay if layer.scale_input else torch.ones_like(decay))
     numbers = {"v_threshold": layer.threshold, "v_reset": layer.reset_value}
     arrays = {key: _array(value, shape) for key, value in numbers.items()}
     tau = layer.tau_mem.detach().double()
@@ -319,7 +322,7 @@ def _lif(export: _Export, name: str, layer: LIF, sources: Sequence[str], shape: 
             raise refusal(name, layer, "without a leak an input scaled by 1 - α is nothing")
         if bool((layer.rest != 0).any()):
             raise refusal(name, layer, "a neuron without a leak has no rest in NIR")
-        node = export.nir.IF(r=_array(1000.0 / layer.dt, shape), **arrays)
+        node = export.nir.IF(r=_array(gain * (1000.0 / layer.dt), shape), **arrays)
     else:
         if bool(torch.isinf(tau).any()):
             raise refusal(name, layer, "some of its units leak and some do not", "split the layer")
@@ -335,7 +338,8 @@ def _keep(node: Any, layer: Any, raw: Sequence[str]) -> None:
     """What a reader of ours needs to take the very same steps; other readers may ignore it."""
     node.metadata["dt_ms"] = float(layer.dt)
     for name in raw:
-        node.metadata[name] = _numpy(getattr(layer, name))
+        if hasattr(layer, name):
+            node.metadata[name] = _numpy(getattr(layer, name))
 
 
 def _cuba(export: _Export, name: str, layer: CUBA, sources: Sequence[str], shape: Shape) -> Any:

@@ -2,8 +2,8 @@
 
 A chain becomes a `Sequential`, a neuron whose output comes back through one linear map a `Recurrent` layer, linear maps
 behind delay nodes that meet again a `DelayedLinear`; what is left over a `GraphNetwork`. With α the decay per step,
-exp(-dt/τ) or 1 - dt/τ, the input of a neuron is weighed by R (1 - α): by 1 - α (`scale_input`) for R = 1, by 1 where that
-is what R says, and else by a `Scale` before it.
+exp(-dt/τ) or 1 - dt/τ, the input of a neuron is weighed by R (1 - α): by 1 - α (`scale_input`) for R = 1, by 1 where
+that is what R says, and else by a `Scale` before it.
 
 Source: Pedersen et al., Neuromorphic intermediate representation (2024).
 """
@@ -113,7 +113,8 @@ class _Import:
         return [a for a, b in self.edges if b == name]
 
     def _chain(self) -> list[str] | None:
-        found, at = [], "input"
+        found: list[str] = []
+        at = "input"
         while True:
             after = self._after(at)
             if len(after) != 1 or len(self._before(after[0])) != 1:
@@ -138,7 +139,7 @@ class _Import:
                 continue
             weight = found[0].weight.detach().clone()
             if scale:  # what comes back is weighed by it, too
-                weight = scale[0].scale.unsqueeze(1) * weight  # type: ignore[operator, union-attr]
+                weight = scale[0].scale.unsqueeze(1) * weight
             autapses = bool((weight.diagonal() != 0).any())
             self.layers[before[0]] = [*scale, Recurrent(neuron, weight=weight, autapses=autapses)]
             del self.layers[name]
@@ -151,9 +152,9 @@ class _Import:
             if len(found) != 1 or not isinstance(found[0], nn.Linear) or len(self._before(name)) != 1:
                 continue
             (source,) = self._before(name)
-            line = self.layers.get(source, [None])[0]
+            line: Any = self.layers.get(source, [None])[0]
             uniform = isinstance(line, Delay) and len(self.layers[source]) == 1
-            if uniform and len(set(line.steps.tolist())) == 1 and self._after(source) == [name]:  # type: ignore[union-attr]
+            if uniform and len(set(line.steps.tolist())) == 1 and self._after(source) == [name]:
                 if len(self._before(source)) != 1:
                     continue
                 key, late = (self._before(source)[0], tuple(self._after(name))), source
@@ -166,7 +167,8 @@ class _Import:
 
     def _fold(self, source: str, targets: tuple[str, ...], members: list[tuple[str, str | None]]) -> None:
         maps: list[Any] = [self.layers[name][0] for name, _ in members]
-        steps = [0 if late is None else int(self.layers[late][0].steps.flatten()[0]) for _, late in members]  # type: ignore[operator, union-attr]
+        lines: list[Any] = [None if late is None else self.layers[late][0] for _, late in members]
+        steps = [0 if line is None else int(line.steps.flatten()[0]) for line in lines]
         occupied = torch.stack([m.weight.detach() != 0 for m in maps])
         biases = [m.bias for m in maps if m.bias is not None]
         if bool((occupied.sum(0) > 1).any()) or len(biases) > 1 or max(steps) < 1:
@@ -195,9 +197,10 @@ class _Import:
         if isinstance(node, nir.Conv1d | nir.Conv2d):
             return [_conv(node, nn.Conv1d if isinstance(node, nir.Conv1d) else nn.Conv2d)]
         if isinstance(node, nir.AvgPool2d | nir.SumPool2d):
-            sizes = [tuple(int(v) for v in np.atleast_1d(s)) for s in (node.kernel_size, node.stride, node.padding)]
+            sizes = [[int(v) for v in np.atleast_1d(s)] for s in (node.kernel_size, node.stride, node.padding)]
+            size, stride, padding = ((s[0], s[-1]) for s in sizes)
             summed = isinstance(node, nir.SumPool2d)
-            return [nn.AvgPool2d(*(s * 2 if len(s) == 1 else s for s in sizes), divisor_override=1 if summed else None)]
+            return [nn.AvgPool2d(size, stride, padding, divisor_override=1 if summed else None)]
         if isinstance(node, nir.Flatten):
             start, end = int(node.start_dim), int(node.end_dim)
             return [nn.Flatten(start + 1, end + 1 if end >= 0 else end)]

@@ -23,12 +23,7 @@ READERS: dict[str, frozenset[str]] = {
 }
 """Which nodes of NIR the importer of a tool builds (versions 1.0 and 1.1)."""
 
-FROM_WEIGHTS: dict[str, str] = {
-    "LIF": "snnTorch, SpikingJelly",
-    "IF": "SpikingJelly",
-    "PLIF": "SpikingJelly",
-    "CUBA": "snnTorch",
-}
+FROM_WEIGHTS: dict[str, str] = {"LIF": "snnTorch, SpikingJelly", "IF": "SpikingJelly", "CUBA": "snnTorch"}
 """Layers that `from_snntorch` and `from_spikingjelly` make."""
 
 
@@ -37,13 +32,13 @@ def _examples() -> dict[str, Callable[[], nn.Module]]:
     from plexus.nn import neurons, synapses
 
     found: dict[str, Callable[[], nn.Module]] = {}
-    for name in sorted(neurons.__all__):
+    for name in sorted(dir(neurons)):
         kind = getattr(neurons, name)
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or name == "Recurrent":
             continue
         found[name] = lambda kind=kind: _built(kind)  # type: ignore[misc]
     found["Recurrent(LIF)"] = lambda: neurons.Recurrent(neurons.LIF(4, reset="hard"))
-    for name in sorted(synapses.__all__):
+    for name in sorted(dir(synapses)):
         kind = getattr(synapses, name)
         if isinstance(kind, type) and issubclass(kind, nn.Module):
             found[name] = lambda kind=kind: _built(kind)  # type: ignore[misc]
@@ -59,12 +54,12 @@ _SPECIAL: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 def _built(kind: type[nn.Module]) -> nn.Module:
     if kind.__name__ in _SPECIAL:
         given, options = _SPECIAL[kind.__name__]
-        layer = kind(*given, **options)
-        return layer.round_().hard(True) if hasattr(layer, "round_") else layer  # type: ignore[operator, no-any-return]
+        made: Any = kind(*given, **options)
+        return made.round_().hard(True) if kind.__name__.startswith("Delayed") else made  # type: ignore[no-any-return]
     for options in ({"reset": "hard"}, {}):
-        for given in ((4,), (4, 4)):
+        for sizes in ((4,), (4, 4)):
             try:
-                return kind(*given, **options)
+                return kind(*sizes, **options)
             except (TypeError, ValueError):
                 continue
     raise PlexusError(f"{kind.__name__} cannot be built from a number of units", mend="add it to the table's examples")

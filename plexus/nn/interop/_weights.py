@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ Convert = Callable[[Any, tuple[int, ...], dict[str, Any]], nn.Module]
 
 
 def _converted(
-    model: nn.Module, example: Tensor, package: str, neurons: dict[str, Convert], dt: float, surrogate: Any
+    model: nn.Module, example: Tensor, package: str, neurons: Mapping[str, Convert], dt: float, surrogate: Any
 ) -> Sequential:
     found: list[nn.Module] = []
     shape = tuple(example.shape[1:])
@@ -165,7 +165,7 @@ def _if_node(layer: Any, shape: tuple[int, ...], options: dict[str, Any]) -> nn.
 def _lif_node(layer: Any, shape: tuple[int, ...], options: dict[str, Any]) -> nn.Module:
     common = _jelly_common(layer, options)
     tau = 1 / layer.w.detach().double().sigmoid() if hasattr(layer, "w") else float(layer.tau)
-    rest = {} if layer.v_reset is None else {"rest": float(layer.v_reset)}
+    rest: dict[str, Any] = {} if layer.v_reset is None else {"rest": float(layer.v_reset)}
     return LIF(
         shape,
         tau * options["dt"],

@@ -100,7 +100,7 @@ def _loops() -> dict[str, Any]:
     """The loops, compiled at first use."""
     from numba import njit
 
-    @njit(cache=True)  # type: ignore[untyped-decorator]
+    @njit(cache=True)
     def inner(a, b, tau):  # type: ignore[no-untyped-def]
         """Σ_ij e^(-|a_i - b_j|/τ) in one pass over both trains."""
         total, in_a, in_b, last, i, j = 0.0, 0.0, 0.0, 0.0, 0, 0
@@ -122,7 +122,7 @@ def _loops() -> dict[str, Any]:
             last = now
         return total
 
-    @njit(cache=True)  # type: ignore[untyped-decorator]
+    @njit(cache=True)
     def edit(a, b, cost):  # type: ignore[no-untyped-def]
         """The cheapest edit, by dynamic programming over prefixes of both trains."""
         row = np.arange(len(b) + 1).astype(np.float64)

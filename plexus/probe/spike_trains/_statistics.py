@@ -141,8 +141,9 @@ def count_correlation(spikes: Tensor, window: float, dt: float = 1.0) -> Tensor:
     if rows.dim() != 2 or len(rows) < 2:
         raise ShapeError("a correlation needs two windows", given=tuple(spikes.shape), expected="[time, batch, unit…]")
     centred = rows - rows.mean(0)
-    size = centred.norm(dim=0)
-    return (centred.T @ centred / (size[:, None] * size)).to(torch.get_default_dtype())
+    size: Tensor = torch.linalg.vector_norm(centred, dim=0)
+    correlation: Tensor = centred.T @ centred / (size[:, None] * size)
+    return correlation.to(torch.get_default_dtype())
 
 
 def _counts(grid: Tensor, window: float, dt: float) -> Tensor:
@@ -153,7 +154,8 @@ def _counts(grid: Tensor, window: float, dt: float) -> Tensor:
             "the window does not fit the run", given=f"{window} ms", expected=f"{dt} to {len(grid) * dt} ms"
         )
     whole = len(grid) // steps
-    return grid[: whole * steps].unflatten(0, (whole, steps)).sum(1)
+    counts: Tensor = grid[: whole * steps].unflatten(0, (whole, steps)).sum(1)
+    return counts
 
 
 def _binary(spikes: Tensor, dt: float) -> Tensor:
@@ -163,7 +165,7 @@ def _binary(spikes: Tensor, dt: float) -> Tensor:
     if not dt > 0:
         raise RangeError("the length of a step must be positive", given=dt, expected="ms > 0")
     spikes = spikes.detach()
-    fired = spikes != 0
+    fired: Tensor = spikes != 0
     if not bool((spikes == fired).all()):
         raise RangeError("spikes are 0 or 1", given="other values", mend="threshold the tensor, e.g. (x > 0).float()")
     return fired
