@@ -8,3 +8,4 @@ from ._verbs import replace as replace
 from ._verbs import scale as scale
 from ._bake import Baked as Baked
 from ._bake import bake as bake
+from . import gate as gate

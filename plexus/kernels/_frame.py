@@ -28,10 +28,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from plexus.kernels._surrogate import SURROGATES
 
-__all__ = ["COMMON", "PORT", "Dynamics", "Options", "eager_loop", "options_from", "options_key", "spike_function"]
+__all__ = [
+    "COMMON",
+    "PORT",
+    "Dynamics",
+    "Options",
+    "eager_loop",
+    "options_from",
+    "options_key",
+    "out_of_reach",
+    "spike_function",
+]
 
 Options = SimpleNamespace
 
@@ -183,3 +194,14 @@ def eager_loop(
         out, *memory = dynamics.step(*now, *memory, *columns, *constants, spike, o)
         outputs.append(out)
     return (torch.stack(outputs) if outputs else torch.zeros_like(inputs[0]), *memory)
+
+
+def out_of_reach(tensors: Sequence[Tensor]) -> bool:
+    """Is there a `torch.func` transform or a forward-mode tangent, for which an operator has no rule?"""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)

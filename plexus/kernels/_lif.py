@@ -25,7 +25,7 @@ class LIFState(NamedTuple):
     r: Tensor  # steps it is still refractory       [batch, unit…]
 
 
-_neuron = Neuron(LIF_DYNAMICS, LIFState)
+lif_neuron = Neuron(LIF_DYNAMICS, LIFState)
 
 
 def lif(
@@ -102,7 +102,7 @@ def lif(
     if smooth and refractory:
         raise UnsupportedError("a smooth spike has no moment from which to be refractory", mend="use refractory=0")
     has_rest = isinstance(rest, Tensor) or rest != 0.0
-    return _neuron(
+    return lif_neuron(
         x,
         state,
         {"decay": decay, "gain": gain, "threshold": threshold, "rest": rest, "reset": reset_value},

@@ -178,6 +178,9 @@ def backward(
     before = [flat(m) for name, m in zip(dynamics.memory, memory, strict=True) if name in carried]
     shape = memory[0].shape
     d_first = [x.new_empty(shape) if name in carried else x.new_zeros(shape) for name in dynamics.states]
+    for k, name in enumerate(dynamics.states):
+        if name not in carried and name != dynamics.echo:  # comes out as it went in
+            d_first[k].copy_(grad_states[k])
     named = dynamics.used(o)
     d_columns = [
         x.new_empty(shape) if learn and name in named else x.new_zeros(shape if learn else (0,))

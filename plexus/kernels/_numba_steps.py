@@ -39,17 +39,20 @@ class Steps:
         learn: bool = False,
     ) -> None:
         like = memory[0]
-        module, self.o, used, units = prepare(dynamics, like, columns, options, learn, steps_source)
+        module, self.o, used, _ = prepare(dynamics, like, columns, options, learn, steps_source)
         self.dynamics, self.module, self.total, self.learn = dynamics, module, like.numel(), learn
         self.carried = dynamics.carried(self.o)
-        self._like = like
-        self._passed: dict[str, Tensor] = {}
+        self._like, self._passed = like, dict[str, Tensor]()
         self._chunks = -(-self.total // CHUNK)
-        self._scratch = np.empty((self._chunks, max(1, module.SECTIONS) * CHUNK), flat(like[:0]).dtype)
+        self._place = {name: k for k, name in enumerate(module.SECTIONS)}
+        self._scratch = np.empty((self._chunks, len(self._place) * CHUNK), flat(like[:0]).dtype)
         uniform = all(number.size == 1 for number in used)
         self._numbers = (*(used if uniform else ()), *constants)
-        before = [flat(m) for name, m in zip(dynamics.memory, memory, strict=True) if name in self.carried]
-        self._run(module.begin, units, *before, *used)
+        for name, m in zip(dynamics.memory, memory, strict=True):
+            if name in self.carried:
+                self._put(name, flat(m))
+        for name, number in zip(() if uniform else dynamics.used(self.o), () if uniform else used, strict=True):
+            self._put(name, np.tile(number, self.total // max(1, number.size)))
 
     def advance(self, rows: Sequence[Any], out: Any) -> None:
         """One step forwards."""
@@ -57,9 +60,7 @@ class Steps:
 
     def finish(self) -> dict[str, Tensor]:
         """What is carried on, by name."""
-        found = {name: self._fresh() for name in self.carried}
-        self._run(self.module.finish, *map(flat, found.values()))
-        return found
+        return {name: self._get(name) for name in self.carried}
 
     def again(self, rows: Sequence[Any], kept: Any) -> None:
         """One step forwards that writes what was carried into it to `kept` `[carried, column]`."""
@@ -75,10 +76,14 @@ class Steps:
 
     def turn(self, grad_states: Sequence[Tensor]) -> None:
         """Set out backwards from the gradients of the last states."""
-        named = dict(zip(self.dynamics.states, grad_states, strict=True))
-        self._run(self.module.turn, *(flat(g) for name, g in named.items() if name in self.carried))
-        # a state that no equation reads comes out as it went in
-        self._passed = {n: g for n, g in named.items() if n not in self.carried and n != self.dynamics.echo}
+        for name, g in zip(self.dynamics.states, grad_states, strict=True):
+            if name in self.carried:
+                self._put(f"d_{name}", flat(g))
+            elif name != self.dynamics.echo:
+                self._passed[name] = g.clone()  # a state that no equation reads comes out as it went in
+        for name in self._place:
+            if name.startswith("g_"):
+                self._put(name, np.zeros(self.total, self._scratch.dtype))
 
     def retreat(self, rows: Sequence[Any], grad: Any, d_rows: Sequence[Any], kept: Any) -> None:
         """One step backwards."""
@@ -86,18 +91,23 @@ class Steps:
 
     def arrive(self) -> tuple[list[Tensor], list[Tensor]]:
         """The gradients of the first states, and of each parameter as one number per column."""
-        used = self.dynamics.used(self.o)
-        states = {name: self._fresh(name in self.carried) for name in self.dynamics.states}
-        states.update({name: g.clone() for name, g in self._passed.items()})
-        numbers = {name: self._fresh(name in used) for name in self.dynamics.parameters} if self.learn else {}
-        found = [g for name, g in states.items() if name in self.carried]
-        found += [g for name, g in numbers.items() if name in used]
-        self._run(self.module.arrive, *map(flat, found))
-        return list(states.values()), list(numbers.values())
+        states = [self._passed.get(name, None) for name in self.dynamics.states]
+        found = [self._get(f"d_{n}") if g is None else g for n, g in zip(self.dynamics.states, states, strict=True)]
+        return found, [self._get(f"g_{name}") for name in self.dynamics.parameters if self.learn]
 
-    def _fresh(self, filled: bool = True) -> Tensor:
-        shape = self._like.shape
-        return self._like.new_empty(shape) if filled else self._like.new_zeros(shape)
+    def _put(self, name: str, values: Any) -> None:
+        padded = np.zeros((self._chunks, CHUNK), self._scratch.dtype)
+        padded.reshape(-1)[: self.total] = values
+        k = self._place[name]
+        self._scratch[:, k * CHUNK : (k + 1) * CHUNK] = padded
+
+    def _get(self, name: str) -> Tensor:
+        """One section as a tensor; zeros where the equations have no such section."""
+        k = self._place.get(name)
+        if k is None:
+            return self._like.new_zeros(self._like.shape)
+        section = self._scratch[:, k * CHUNK : (k + 1) * CHUNK].reshape(-1)[: self.total]
+        return torch.from_numpy(section.copy()).view(self._like.shape)
 
     def _run(self, function: Callable[..., None], *arguments: Any) -> None:
         threads = max(1, min(torch.get_num_threads(), self.total // _WORTH))

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from plexus.kernels import _numba, _recurrent_loop
-from plexus.kernels._frame import Dynamics, eager_loop, options_from, spike_function
+from plexus.kernels._frame import Dynamics, eager_loop, options_from, out_of_reach, spike_function
 
 __all__ = ["BACKENDS", "Backend", "Operator"]
 
@@ -49,17 +48,6 @@ BACKENDS: dict[str, Backend] = {
         _recurrent_loop.recurrent_backward,
     ),
 }
-
-
-def out_of_reach(tensors: Sequence[Tensor]) -> bool:
-    """Is there a `torch.func` transform or a forward-mode tangent, for which an operator has no rule?"""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    if forward_ad._current_level < 0:
-        return False
-    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def with_echo(dynamics: Dynamics, out: Tensor, memory: Sequence[Tensor], after: list[Tensor]) -> tuple[Tensor, ...]:
@@ -234,4 +222,5 @@ class Operator:
         return d_inputs, d_memory, summed_over_samples(d_columns if ctx.learn else [], columns), None, None
 
     def _eagerly(self, ctx: Any, *groups: Any) -> tuple[Tensor, ...]:
-        return self.eager(*groups, constants=ctx.constants, options=ctx.options)
+        inputs, memory, columns = groups
+        return self.eager(inputs, memory, columns, ctx.constants, ctx.options)

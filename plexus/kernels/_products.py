@@ -1,7 +1,8 @@
 """The product W z[t-1] of a recurrent layer and its derivatives, for dense and for sparse W.
 
-A sparse W is kept by columns: the synapses that leave unit j are `starts[j] … starts[j + 1]`. What a spiking unit sends
-is mostly zero, so the loops walk along the synapses of those units that emit something, and no others.
+What a spiking unit sends is mostly zero: of a dense W only the columns of units that emitted something are read, where
+these are few (see `_events`). A sparse W is kept by columns, the synapses that leave unit j at `starts[j] …
+starts[j + 1]`, and the loops walk along those of units that emitted something, and no others.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from plexus.kernels._events import add_events, few, gather_events
 from plexus.kernels._threads import run_parts
 
 __all__ = ["Product", "SparseWeight", "product"]
@@ -60,10 +62,17 @@ class Product:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
+        self._transposed: Tensor | None = None
 
     def add(self, x: Tensor, z: Tensor, out: Tensor) -> None:
         """out = x + z Wᵀ."""
-        torch.addmm(x, z, self.weight.T, out=out)
+        if not few(z, len(self.weight)):
+            torch.addmm(x, z, self.weight.T, out=out)
+            return
+        if self._transposed is None:
+            self._transposed = self.weight.T.contiguous()
+        out.copy_(x)
+        add_events(z, self._transposed, out)
 
     def add_back(self, grad: Tensor, delta: Tensor, out: Tensor) -> None:
         """out = grad + delta W; out may be grad."""
@@ -72,9 +81,10 @@ class Product:
     def gradient(self, delta: Tensor, z: Tensor, first: Tensor) -> Tensor:
         """Σ_t δ[t]ᵀ z[t-1] of delta and z `[time, batch, unit]`, z[-1] = first."""
         found = delta[0].T @ first
-        if len(delta) > 1:
-            found.addmm_(delta[1:].flatten(0, 1).T, z[:-1].flatten(0, 1))
-        return found
+        if len(delta) < 2:
+            return found
+        later, before = delta[1:].flatten(0, 1), z[:-1].flatten(0, 1)
+        return found + gather_events(before, later) if few(before, len(found)) else found.addmm_(later.T, before)
 
 
 class _Sparse(Product):

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plexus.kernels._frame import Dynamics, Options, options_from, spike_function
+from plexus.kernels._frame import Dynamics, Options, options_from, out_of_reach, spike_function
 from plexus.kernels._operator import (
     BACKENDS,
     filled_grads,
     gradients_again,
-    out_of_reach,
     summed_over_samples,
     with_echo,
 )
@@ -182,4 +181,5 @@ class RecurrentOperator:
         return d_inputs, d_memory, learnt, d_weights, nothing, None, None, None
 
     def _eagerly(self, ctx: Any, places: list[Tensor], *groups: Any) -> tuple[Tensor, ...]:
-        return self.eager(*groups, places=places, constants=ctx.constants, options=ctx.options)
+        inputs, memory, columns, weights = groups
+        return self.eager(inputs, memory, columns, weights, places, ctx.constants, ctx.options)

@@ -2,7 +2,7 @@
 
 A recurrent layer takes a matrix product between two steps, so time cannot lie inside a chunk of columns. Here the
 scratch of all chunks outlives the step: `scratch[chunk]` holds state and numbers of a chunk's columns, laid out as in
-`_source`, from `begin` to `finish` and from `turn` to `arrive`.
+`_source`, for as long as the loop takes.
 """
 
 from __future__ import annotations
@@ -19,42 +19,14 @@ def steps_source(dynamics: Dynamics, o: Options, dtype: str, uniform: bool, lear
 
 
 class _Steps(Loops):
-    """Writes `begin`, `advance`, `finish`, and for the way back `again`, `turn`, `retreat`, `arrive`.
-
-    `again` is `advance` that keeps what was before the step; `retreat` is the adjoint of a step.
-    """
+    """Writes `advance`, for the way back `again`, which keeps what was before a step, and its adjoint `retreat`."""
 
     def text(self) -> str:
-        text = f"SECTIONS = {len(self.sections)}\n" + self.forward_row() + self.backward_rows()
-        text += self._function("begin", f"units, {self.values}", self.load())
-        text += self._function("advance", f"{self.names('x')}, out, {self._numbers}", self._row("_forward_row", "out"))
-        ends = [(f"f_{n}", n) for n in self.carried]
-        text += self._function("finish", self._listed(ends), self._copied(ends, out=True))
-        text += self._function("again", f"{self.names('x')}, K, {self._numbers}", self._row("_again_row", keep=True))
-        starts = [(f"i_{s}", f"d_{s}") for s in self.real]
-        zero = "".join(f"    {self.at(f'g_{p}')} = _f(0.0)\n" for p in self.learnt)
-        text += self._function("turn", self._listed(starts), self._copied(starts, out=False) + zero)
-        given = f"{self.names('x')}, grad, {self.names('dx')}, K, {self._numbers}"
-        back = self._row("_back_row", "grad", *(f"dx_{n}" for n in self.d.inputs), keep=True)
-        text += self._function("retreat", given, back)
-        found = [*((f"o_{s}", f"d_{s}") for s in self.real), *((f"o_{p}", f"g_{p}") for p in self.learnt)]
-        return text + self._function("arrive", self._listed(found), self._copied(found, out=True))
-
-    @property
-    def _numbers(self) -> str:
-        """What uniform numbers and constants come from."""
-        return "".join(f"p_{n}, " for n in self.used if self.uniform) + self.numbers + ", "
-
-    def _listed(self, pairs: list[tuple[str, str]]) -> str:
-        return "".join(f"{array}, " for array, _ in pairs)
-
-    def _copied(self, pairs: list[tuple[str, str]], *, out: bool) -> str:
-        """A loop between arrays of all columns and sections of the scratch."""
-        text = "for j in range(n):\n    pass\n"
-        for array, section in pairs:
-            here, there = f"{array}[first + j]", self.at(section)
-            text += f"    {here} = {there}\n" if out else f"    {there} = {here}\n"
-        return text
+        text = f"SECTIONS = {tuple(self.sections)!r}\n" + self.forward_row() + self.backward_rows()
+        text += self._function("advance", "out, ", self._row("_forward_row", "out"))
+        text += self._function("again", "K, ", self._row("_again_row", keep=True))
+        gradients = self._row("_back_row", "grad", *(f"dx_{n}" for n in self.d.inputs), keep=True)
+        return text + self._function("retreat", f"grad, {self.names('dx')}, K, ", gradients)
 
     def _row(self, function: str, *others: str, keep: bool = False) -> str:
         arrays = [*(f"x_{n}" for n in self.d.inputs), *others]
@@ -62,15 +34,15 @@ class _Steps(Loops):
         kept = "".join(f"K[{k}, first:first + n], " for k in range(len(self.carried))) if keep else ""
         return f"{function}({rows}S, n, {kept}{self.scalars})"
 
-    def _function(self, name: str, arguments: str, body: str) -> str:
-        top = self.head() if self.numbers in arguments else ""
+    def _function(self, name: str, arguments: str, row: str) -> str:
+        numbers = "".join(f"p_{n}, " for n in self.used if self.uniform) + self.numbers
         return f"""
 @njit(nogil=True, error_model='numpy', cache=True)
-def {name}({arguments}scratch, total, start, stop):
-{indent(top, 4)}
+def {name}({self.names("x")}, {arguments}{numbers}, scratch, total, start, stop):
+{indent(self.head(), 4)}
     for chunk in range(start, stop):
         first = chunk * C
         n = min(C, total - first)
         S = scratch[chunk]
-{indent(body, 8)}
+        {row}
 """

@@ -201,7 +201,6 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Constrain
             yield prefix, module, name, constraint
 
 
-@torch.no_grad()
 def project_(model: nn.Module) -> None:
     """Move every constrained parameter to the nearest allowed value, in place.
 
@@ -214,11 +213,7 @@ def project_(model: nn.Module) -> None:
         >>> bool((layer.weight >= 0).all())
         True
     """
-    found = list(constrained_parameters(model))
-    if not found:
-        raise _nothing(model)
-    for _, parameter, constraint in found:
-        parameter.copy_(constraint.project(parameter))
+    _project(_constrained(model))
 
 
 def project_after_step(optimizer: torch.optim.Optimizer, model: nn.Module) -> RemovableHandle:
@@ -229,7 +224,7 @@ def project_after_step(optimizer: torch.optim.Optimizer, model: nn.Module) -> Re
 
     Args:
         optimizer: any optimiser of torch. Parameters that are not its own are projected too.
-        model: whose constraints hold.
+        model: whose constraints hold, those declared by now.
 
     Returns:
         A handle; `handle.remove()`, or leaving `with handle:`, ends it.
@@ -246,8 +241,9 @@ def project_after_step(optimizer: torch.optim.Optimizer, model: nn.Module) -> Re
         >>> layer.weight.max().item()       # a long step down ends at zero
         0.0
     """
-    project_(model)
-    return optimizer.register_step_post_hook(lambda *_: project_(model))
+    found = _constrained(model)  # the search through the modules costs more than the projection of small weights
+    _project(found)
+    return optimizer.register_step_post_hook(lambda *_: _project(found))
 
 
 def parametrize_(model: nn.Module) -> nn.Module:
@@ -279,6 +275,19 @@ def parametrize_(model: nn.Module) -> nn.Module:
     for _, module, name, constraint in found:
         parametrize.register_parametrization(module, name, constraint)
     return model
+
+
+def _constrained(model: nn.Module) -> list[tuple[nn.Parameter, Constraint]]:
+    found = [(parameter, constraint) for _, parameter, constraint in constrained_parameters(model)]
+    if not found:
+        raise _nothing(model)
+    return found
+
+
+@torch.no_grad()
+def _project(found: list[tuple[nn.Parameter, Constraint]]) -> None:
+    for parameter, constraint in found:
+        parameter.copy_(constraint.project(parameter))
 
 
 def _nothing(model: nn.Module) -> PlexusError:

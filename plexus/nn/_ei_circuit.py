@@ -30,7 +30,7 @@ class EICurrents(NamedTuple):
     inhibition: Tensor
     """W_EI I_IE, what is subtracted."""
     shunting: Tensor
-    """I_sh, what is divided by, before zeros are replaced."""
+    """I_sh, what is divided by, before zeros are replaced; 1 where nothing is divided."""
     integrated: Tensor
     """I, what the layer puts out."""
 
@@ -136,6 +136,8 @@ class EILayer(nn.Module):
         self.weight_ie.mul_(scale)
         if self.gain_i is not None:
             self.gain_i.fill_(gain)
+        elif self.gain_e is not None:
+            self.gain_e.fill_(1 / math.sqrt(variance))
         self.initialised.fill_(True)
         return EIStatistics(mean, variance, square, scale, gain, assumed)
 
@@ -180,8 +182,9 @@ class EILayer(nn.Module):
         weight = _scaled_gradient(self.weight_ei, 1 / self.fan_in) if self.scale_gradient else self.weight_ei
         inhibition = self._mix(weight, to_inhibitory)
         current = to_excitatory - inhibition if self.subtractive else to_excitatory
-        shunting = torch.ones_like(current)
-        if self.gain_i is not None:
+        if self.gain_i is None:
+            shunting = torch.ones_like(current)
+        else:
             shunting = self._mix(weight, self._spread(self.gain_i) * to_inhibitory)
             current = current / (self._replaced(shunting) if self.replace_zeros else shunting)
         if self.gain_e is not None and self.bias is not None:
@@ -194,7 +197,7 @@ class EILayer(nn.Module):
         A sample that meets no inhibition at all is divided by infinity: the bias alone is left of it.
         """
         zero = shunting == 0
-        visible = torch._C._functorch.peek_interpreter_stack() is None and not torch.compiler.is_compiling()
+        visible = not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
         if visible and not bool(zero.any()):
             return shunting
         others = shunting.detach().masked_fill(zero, math.inf)

@@ -12,9 +12,10 @@ E-I Init, from one batch, with E[x] and E[x²] over all its numbers and V the va
 features:
 
     W_EE, W_IE ~ Exponential with mean sqrt(V / (d (E[x²] + V))),    W_EI = 1/n_I,    g_E = 1,    b = 0
-    g_I = sqrt((E[x²] + V) / d) / E[x]                   so that I has mean 0 and variance about 1
+    g_I = sqrt((E[x²] + V) / d) / E[x]                   so that I_EE has variance V, and I_sh is about sqrt(V)
 
-The mean is that over draws of the weights: that of one layer lies within about sqrt(1/n_E + 1/n_I) of 0.
+Over draws of the weights I then has mean 0 and, for independent inputs, variance E[x²] / (E[x²] + V), which lies
+between 1/2 and 1. The mean of a single layer deviates from 0 by up to about sqrt(1/n_E + 1/n_I).
 
 E-I Prop: where I_sh is 0 it is replaced by the smallest other I_sh of the same sample, and the gradient goes straight
 through; the gradient of W_EI is multiplied by 1/d. The signs are kept by projection (`project_after_step`).
@@ -51,7 +52,7 @@ class EILinear(EILayer):
         ratio: excitatory cells per inhibitory one.
         output: the layer of logits, I_bal alone: nothing is divided, and there are no gains and no bias.
         subtractive: whether inhibition is subtracted.
-        divisive: whether inhibition divides.
+        divisive: whether inhibition divides; without, E-I Init sets g_E = 1/sqrt(V) for it.
         replace_zeros: whether a zero divisor is replaced (E-I Prop).
         scale_gradient: whether the gradient of W_EI is multiplied by 1/d (E-I Prop).
         generator: for the draw of the weights.
@@ -188,7 +189,7 @@ class EIConv2d(EILayer):
             raise ShapeError(
                 "the input does not fit the layer",
                 given=tuple(x.shape),
-                expected=f"[batch, {self.in_channels}, y, x]",
+                expected=f"[batch, channel, y, x] with {self.in_channels} channels",
             )
 
     def extra_repr(self) -> str:

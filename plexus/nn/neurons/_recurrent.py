@@ -55,6 +55,7 @@ class Recurrent(nn.Module):
         torch.Size([6, 2, 4])
     """
 
+    activity = "spiking"
     port: Port | None = None
     mask: Tensor | None
     starts: Tensor
@@ -102,7 +103,8 @@ class Recurrent(nn.Module):
         else:
             self.weight = nn.Parameter(start * exists)
             self.register_buffer("mask", None if full else exists.to(start.dtype))
-        self._fused = "recurrent" in inspect.signature(neuron.forward).parameters
+        takes = "recurrent" in inspect.signature(neuron.forward).parameters
+        self._fused = takes and getattr(neuron, "substeps", 1) == 1  # between substeps nothing comes back
 
     def matrix(self) -> Tensor:
         """The weight as a matrix `[unit (to), unit (from)]`, 0 where there is no synapse."""

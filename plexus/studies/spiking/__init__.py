@@ -1,1 +1,1 @@
-"""Spiking networks."""
+"""Studies of the spiking family."""
