@@ -209,6 +209,12 @@ class ExpressiveLeakyMemory(Study):
             "AUC of the convolutional network of ten times the parameters", of("tcn x10"), at_least=0.9, role="control"
         ),
         interval("AUC over all time constants 1 ms", above("tau 1"), at_least=0.02, primary=True, role="mechanism"),
+        interval(
+            "explained variance of the potential over all time constants 1 ms",
+            above("tau 1", metric="r2"),
+            at_least=0.1,
+            role="mechanism",
+        ),
         interval("AUC over all time constants 30 ms", above("tau 30"), at_least=0.0, role="mechanism"),
         interval("AUC over a longest time constant of 5 ms", above("tau to 5"), at_least=0.0, role="mechanism"),
         interval("AUC over λ = 1", above("lambda 1"), at_least=0.0, role="mechanism"),
