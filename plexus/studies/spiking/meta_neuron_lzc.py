@@ -302,7 +302,7 @@ class MetaNeuronLZC(MetaNeuronStudy):
     deviations = (
         "Weights start with a positive mean and units have biases; without, the fixed network cannot find its working "
         "point and the gain of learning is a matter of how bad the start is.",
-        "The tempotron and STDP are used as published for one layer; a tempotron's input gain cancels in its kernel.",
+        "The tempotron is one neuron that spikes for class 1; on G, where class 0 peaks higher, it falls below chance.",
         "STDP learns without labels; in the learned arm thresholds are homeostatic; a readout of counts decides.",
         "The card's bar of three points is asked against a null with drawn numbers too.",
         "The samples of a seed are 120 for training and 300 for the test, not 400.",
