@@ -269,7 +269,7 @@ def _radius(height: int, width: int) -> Tensor:
 def _fractal(height: int, width: int, generator: torch.Generator) -> Tensor:
     noise = torch.randn(height, width, generator=generator, dtype=torch.float64)
     spectrum = torch.fft.rfft2(noise) / _radius(height, width).clamp(min=1 / max(height, width))
-    image = torch.fft.irfft2(spectrum, s=(height, width))
+    image: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
     return (image - image.min()) / (image.max() - image.min())
 
 
