@@ -72,7 +72,7 @@ class Config:
     places: int = 1024
     hidden: int = 12
     lags: int = 4
-    frames: int = 4
+    frames: int = 1
     tuning_seeds: int = 0
 
 
