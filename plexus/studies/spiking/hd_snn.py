@@ -416,7 +416,7 @@ class HeterogeneousDelays(Study):
         }
         budget = {name: len(grid) for name, grid in grids.items()}
         if not config.tuning_seeds:
-            how = "best accuracy on validation movies of tuning seeds (one for the layer, two for the correlators), frozen"
+            how = "best validation accuracy over tuning seeds (one for the layer, two for the correlators), frozen"
             return Tuning({}, budget, how)
         chosen: dict[str, dict[str, Any]] = {}
         total = {name: np.zeros(len(grid)) for name, grid in grids.items()}
