@@ -54,6 +54,7 @@ class Config:
     directions: int = 8
     speeds: tuple[float, ...] = (1.0,)
     size: int = 28
+    tile: int = 128
     steps: int = 50
     segment: float = 24.0
     threshold: float = 0.8
@@ -233,15 +234,16 @@ class HeterogeneousDelays(Study):
         "paper": {
             "directions": 12,
             "speeds": (0.5, 1.0, 2.0),
-            "size": 128,
-            "steps": 200,
+            "size": 48,
+            "tile": 320,
+            "steps": 100,
             "train": 1024,
             "test": 200,
             "delays": 21,
             "window": 21,
             "kernel": 17,
-            "rate": 1e-5,
-            "iterations": 100_000,
+            "rate": 0.003,
+            "iterations": 5000,
         },
     }
     arms = (
