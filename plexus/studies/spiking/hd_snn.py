@@ -13,7 +13,7 @@ What is measured against what:
   time, the weakest synapses pruned against the longest delays cut off.
 - advantage: accuracy against a bank of correlators that is told the velocities, tuned over as many settings.
 
-A small convolutional network with a hidden layer is the upper reference, not a rival: it has what the layer lacks.
+A small convolutional network with a hidden layer, learning in as many steps, is a reference and no rival.
 """
 
 from __future__ import annotations
