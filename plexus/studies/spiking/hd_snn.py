@@ -219,14 +219,14 @@ class HeterogeneousDelays(Study):
             "directions": 4,
             "size": 16,
             "steps": 20,
-            "train": 16,
+            "train": 8,
             "validation": 4,
             "test": 4,
             "textures": 4,
             "delays": 7,
             "window": 7,
             "kernel": 5,
-            "iterations": 20,
+            "iterations": 8,
             "places": 256,
             "hidden": 4,
         },
@@ -463,6 +463,7 @@ class HeterogeneousDelays(Study):
         latency = graph.Figure()
         for arm in ("delays", "winner spikes", "LIF output", "cnn", "correlator"):
             curves = np.stack([outcome.arrays["accuracy by age"] for outcome in results[arm].values()])
-            latency.add_scatter(y=100 * np.nanmean(curves, 0), name=arm)
+            ages = np.flatnonzero(~np.isnan(curves).all(0))
+            latency.add_scatter(x=ages, y=100 * np.nanmean(curves[:, ages], 0), name=arm)
         latency.update_layout(xaxis_title="time since the motion changed, ms", yaxis_title="accuracy, %")
         return {"Accuracy": by_arm, "Fewer synapses": kept, "How fast": latency}
