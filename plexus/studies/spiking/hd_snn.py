@@ -145,7 +145,7 @@ def pruned(layer: DelayedConv, prepared: Prepared, config: Config) -> dict[str, 
             by_event, operations = sparse.event_forward(stream, steps=config.steps)
             by_frame = sparse(test.events[:, :1])[0][:, 0]
             dense = dense or operations
-            found[f"times fewer operations, {100 * kept:g} % kept"] = dense / operations
+            found[f"times fewer operations, {100 * kept:g} % kept"] = dense / max(operations, 1)
             difference = float((by_event - by_frame).abs().max())
             found["difference of event-driven evidence"] = max(
                 difference, found.get("difference of event-driven evidence", 0)
@@ -331,7 +331,7 @@ class HeterogeneousDelays(Study):
         ),
         interval(
             "share of the accuracy above chance lost with the three shortest delays",
-            lambda m: drop(m, "shortened") / (m["delays"]["accuracy"] - m["delays"]["chance"]),
+            lambda m: drop(m, "shortened") / max(m["delays"]["accuracy"] - m["delays"]["chance"], 1.0),
             at_least=0.4,
             role="mechanism",
         ),
