@@ -10,7 +10,7 @@ NIR neurons are differential equations, times in seconds. With α our decay per 
 
 so that a reader who takes steps of the same length by the same scheme gets our numbers back. The scheme (dt,
 exponential or Euler) and the raw parameters are kept as metadata of the nodes; whoever ignores them still reads the
-same equations. What NIR has no words for (a soft reset, a refractory time, adaptation …) is refused, with the layer named.
+same equations. What NIR has no words for (a soft reset, a refractory time, adaptation …) is refused, the layer named.
 
 Source: Pedersen et al., Neuromorphic intermediate representation (2024).
 """
