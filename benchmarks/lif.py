@@ -12,13 +12,12 @@ peers`); those that are not there are left out.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from _peers import Peers
 from _timing import copy_time, emit, note, peak_memory, settled, summary
 
 import plexus as px
@@ -28,42 +27,6 @@ SHAPES = ((100, 64, 1000), (25, 128, 4096))
 MODES = ("forward", "forward+backward")
 TENSORS = {"forward": 2, "forward+backward": 5}
 PEERS = ("snntorch", "norse", "spikingjelly torch", "spikingjelly inductor")
-
-
-class Peers:
-    """The peers' process; asks it for one timing at a time."""
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        python = folder / "bin" / "python"
-        self.process: subprocess.Popen[str] | None = None
-        if python.exists():
-            script = Path(__file__).with_name("_lif_peers.py")
-            self.process = subprocess.Popen(
-                [python, script, str(threads), "memory"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-        else:
-            note(f"no peers' environment at {folder}: `make peers` creates it; timing ours alone")
-
-    def time(self, name: str, mode: str, shape: tuple[int, ...]) -> dict[str, float | str | None]:
-        assert self.process is not None
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("\t".join([name, mode, *map(str, shape)]) + "\n")
-        self.process.stdin.flush()
-        while line := self.process.stdout.readline():
-            if line.startswith("{"):
-                return json.loads(line)
-        return {"error": "the peers' process ended"}
-
-    def close(self) -> None:
-        if self.process is not None:
-            assert self.process.stdin is not None
-            self.process.stdin.close()
-            self.process.wait(timeout=30)
 
 
 def ours(mode: str, shape: tuple[int, ...]):
@@ -93,7 +56,7 @@ def compare(mode: str, shape: tuple[int, ...], peers: Peers, rounds: int) -> dic
         for name in PEERS if peers.process else ():
             if name in errors:
                 continue
-            answer = peers.time(name, mode, shape)
+            answer = peers.time(name, mode, *map(str, shape))
             if "error" in answer:
                 errors[name] = str(answer["error"])
                 note(f"{name}: {errors[name]}")
@@ -129,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     for shape in SHAPES:
         for mode in MODES:
-            peers = Peers(options.peers, options.threads)
+            peers = Peers(options.peers, "_lif_peers.py", str(options.threads), "memory")
             try:
                 emit(compare(mode, shape, peers, options.rounds), options.json)
             finally:

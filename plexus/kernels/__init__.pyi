@@ -4,3 +4,20 @@ from ._operator import BACKENDS as BACKENDS
 from ._operator import Backend as Backend
 from ._surrogate import SURROGATES as SURROGATES
 from ._surrogate import Surrogate as Surrogate
+
+from ._delays import delayed as delayed
+from ._delays import delayed_taps as delayed_taps
+from ._products import SparseWeight as SparseWeight
+from ._events import spike_linear as spike_linear
+from ._astrocyte import AstrocyteLoop as AstrocyteLoop
+from ._astrocyte import astrocyte_loop as astrocyte_loop
+from ._decaying_sum import decaying_sum as decaying_sum
+from ._elm import ELM_ACTIVATIONS as ELM_ACTIVATIONS
+from ._elm import elm_memory as elm_memory
+from ._elm import elm_memory_reference as elm_memory_reference
+from ._elm import leaky_trace as leaky_trace
+from ._elm import leaky_trace_reference as leaky_trace_reference
+from ._meta import MetaState as MetaState
+from ._meta import logistic_noise as logistic_noise
+from ._meta import meta as meta
+from ._event_scatter import scatter_events as scatter_events

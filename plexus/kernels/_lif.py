@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from plexus.errors import DeviceError, DtypeError, RangeError, ShapeError, UnknownNameError, UnsupportedError
-from plexus.kernels._frame import options_key
+from plexus.errors import RangeError, UnknownNameError, UnsupportedError
 from plexus.kernels._lif_model import LIF_DYNAMICS
-from plexus.kernels._operator import Operator
-from plexus.kernels._surrogate import Surrogate
+from plexus.kernels._neuron import BackendName, Neuron, Slope
+from plexus.kernels._products import SparseWeight
 from plexus.units._port import Port
 
 __all__ = ["LIFState", "lif"]
 
-_operator = Operator(LIF_DYNAMICS)
-
 Reset = Literal["soft", "hard", "none"]
-Slope = Surrogate | str | Callable[[Tensor], Tensor]
 
 
 class LIFState(NamedTuple):
@@ -28,6 +23,9 @@ class LIFState(NamedTuple):
     v: Tensor  # membrane potential                 [batch, unit…]
     z: Tensor  # what it last emitted               [batch, unit…]
     r: Tensor  # steps it is still refractory       [batch, unit…]
+
+
+lif_neuron = Neuron(LIF_DYNAMICS, LIFState)
 
 
 def lif(
@@ -47,7 +45,8 @@ def lif(
     surrogate: Slope = "arctan",
     smooth: bool = False,
     port: Port | None = None,
-    backend: Literal["auto", "fused", "eager"] = "auto",
+    recurrent: Tensor | SparseWeight | None = None,
+    backend: BackendName = "auto",
 ) -> tuple[Tensor, LIFState]:
     """Leaky integrate-and-fire neurons over time: `spikes, state = lif(current, decay=0.9)`.
 
@@ -76,6 +75,8 @@ def lif(
         surrogate: a `Surrogate`, the name of one, or a function u -> dz/du (which runs the eager reference).
         smooth: emit 1/2 + the surrogate's integral instead of a spike, so that all derivatives are true ones.
         port: gain and clamp of what each unit emits. `[unit]`, or the first of several unit dimensions.
+        recurrent: weight W through which the units drive one another: x[t] + W z[t-1] takes the place of x[t].
+            `[unit (to), unit (from)]`, or a `SparseWeight`; several dimensions of units count as one.
         backend: `"fused"` raises where the fused loop cannot run, `"eager"` asks for the reference.
 
     Returns:
@@ -94,113 +95,30 @@ def lif(
         >>> spikes.flatten().tolist()
         [0.0, 0.0, 1.0, 0.0, 1.0, 0.0]
     """
-    if x.dim() < 3:
-        raise ShapeError("the input has too few dimensions", given=tuple(x.shape), expected="[time, batch, unit…]")
-    if not x.is_floating_point():
-        raise DtypeError("the input is not floating point", given=x.dtype, mend="convert it, e.g. x.float()")
     if reset not in ("soft", "hard", "none"):
         raise UnknownNameError.among("reset", reset, ("soft", "hard", "none"))
     if refractory < 0:
         raise RangeError("the refractory time is negative", given=refractory, expected="a number of steps >= 0")
     if smooth and refractory:
         raise UnsupportedError("a smooth spike has no moment from which to be refractory", mend="use refractory=0")
-    slope, chosen = None, Surrogate()
-    if callable(surrogate):
-        if smooth:
-            raise UnsupportedError("a surrogate given as a function has no smooth spike", mend="use a named surrogate")
-        slope = surrogate
-    else:
-        chosen = Surrogate(surrogate) if isinstance(surrogate, str) else surrogate
     has_rest = isinstance(rest, Tensor) or rest != 0.0
-    key = options_key(
-        LIF_DYNAMICS,
-        {
+    return lif_neuron(
+        x,
+        state,
+        {"decay": decay, "gain": gain, "threshold": threshold, "rest": rest, "reset": reset_value},
+        options={
             "reset": reset,
             "delayed": delayed_reset and reset != "none",
             "detach": detach_reset,
             "inclusive": inclusive,
             "refractory": refractory > 0,
             "rest": has_rest,
-            "port": port is not None and not port.is_identity,
-            "smooth": smooth,
-            "surrogate": chosen.name,
         },
+        constants=(refractory,),
+        start={"v": rest} if has_rest else None,
+        surrogate=surrogate,
+        smooth=smooth,
+        port=port,
+        recurrent=recurrent,
+        backend=backend,
     )
-    numbers = {"decay": decay, "gain": gain, "threshold": threshold, "rest": rest, "reset_value": reset_value}
-    columns = [_column(name, number, x) for name, number in numbers.items()]
-    state = _checked(state, x, columns[3] if has_rest else None)
-    dense_port = _port(port, x)
-    columns += dense_port
-    assert chosen.width is not None
-    constants = [float(refractory), float(chosen.width), float(chosen.height)]
-    blocked = (
-        "the surrogate is a Python function"
-        if slope is not None
-        else f"{x.dtype} on {x.device.type} has none"
-        if not _operator.takes(x)
-        else "gradients are asked of the port"
-        if any(p.requires_grad for p in dense_port)
-        else None
-    )
-    if backend == "fused" and blocked:
-        raise UnsupportedError("there is no fused loop for this call", given=blocked, mend='use backend="auto"')
-    if backend == "eager" or blocked:
-        spikes, *memory = _operator.eager(x, state, columns, constants, key, slope)
-    else:
-        spikes, *memory = _operator(x, state, columns, constants, key)
-    return spikes, LIFState(*memory)
-
-
-def _checked(state: LIFState | None, x: Tensor, rest: Tensor | None) -> LIFState:
-    if state is None:
-        zeros = x.new_zeros(x.shape[1:])
-        return LIFState(zeros if rest is None else zeros + rest, zeros, zeros)
-    for name, part in zip(LIFState._fields, state, strict=True):
-        if part.shape != x.shape[1:]:
-            raise ShapeError(
-                f"{name} of the state does not fit the input",
-                given=f"state {tuple(part.shape)} for input {tuple(x.shape)}",
-                expected=f"{tuple(x.shape[1:])}: [batch, unit…] of an input [time, batch, unit…]",
-                mend=_mend(part, x),
-            )
-        if part.dtype != x.dtype:
-            raise DtypeError(
-                f"{name} of the state has another dtype than the input", given=part.dtype, expected=x.dtype
-            )
-        if part.device != x.device:
-            raise DeviceError(
-                f"{name} of the state lies on another device than the input", given=part.device, expected=x.device
-            )
-    return state
-
-
-def _mend(part: Tensor, x: Tensor) -> str:
-    if part.shape == (x.shape[0], *x.shape[2:]):
-        return "the input looks batch-first; time comes first here: x.transpose(0, 1)"
-    return "start from None, or from the state that an input of this batch size left"
-
-
-def _column(name: str, number: Tensor | float, x: Tensor) -> Tensor:
-    """A number of the neuron as a tensor: one element, or one per unit."""
-    if not isinstance(number, Tensor):
-        return x.new_full((1,), number)
-    if number.device != x.device:
-        raise DeviceError(f"{name} lies on another device than the input", given=number.device, expected=x.device)
-    number = number.to(x.dtype)
-    if number.numel() == 1 and number.dim() <= x.dim() - 2:
-        return number.reshape(1)
-    try:
-        return number.expand(x.shape[2:]).contiguous()
-    except RuntimeError as error:
-        raise ShapeError(
-            f"{name} does not fit the units", given=tuple(number.shape), expected=f"one number or {tuple(x.shape[2:])}"
-        ) from error
-
-
-def _port(port: Port | None, x: Tensor) -> list[Tensor]:
-    if port is None or port.is_identity:
-        nothing = x.new_zeros(1)
-        return [nothing, nothing, nothing, nothing]
-    units = x.shape[2:]
-    trail = (1,) * (len(units) - 1)
-    return [part.view(-1, *trail).expand(units).contiguous() for part in port.dense(units[0], x)]

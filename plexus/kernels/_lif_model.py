@@ -16,10 +16,8 @@ output all see what it lets through. A unit that emits at least 1/2 is then refr
 
 from __future__ import annotations
 
-from typing import Any
-
 from plexus.kernels._dialect import clip, stop, where
-from plexus.kernels._frame import Dynamics, Options
+from plexus.kernels._frame import PORT, Dynamics, Options
 
 __all__ = ["LIF_DYNAMICS"]
 
@@ -134,20 +132,8 @@ def _used(o: Options) -> tuple[str, ...]:
     names = ["decay", "gain", "threshold"]
     names += ["rest"] if o.rest else []
     names += ["reset"] if o.reset == "hard" else []
-    return (*names, *(("g", "b", "low", "high") if o.port else ()))
+    return (*names, *(PORT if o.port else ()))
 
-
-_DEFAULTS: dict[str, Any] = {
-    "reset": "soft",
-    "delayed": False,
-    "detach": False,
-    "refractory": False,
-    "rest": False,
-    "port": False,
-    "smooth": False,
-    "inclusive": False,
-    "surrogate": "arctan",
-}
 
 LIF_DYNAMICS = Dynamics(
     name="lif",
@@ -157,9 +143,9 @@ LIF_DYNAMICS = Dynamics(
     counters=("r",),
     echo="z",
     parameters=("decay", "gain", "threshold", "rest", "reset"),
-    settings=("g", "b", "low", "high"),
+    settings=PORT,
     constants=("period",),
-    options=_DEFAULTS,
+    options={"reset": "soft", "delayed": False, "detach": False, "refractory": False, "rest": False},
     carried=_carried,
     used=_used,
 )

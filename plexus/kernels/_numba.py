@@ -29,7 +29,7 @@ from plexus.kernels._memory import empty
 from plexus.kernels._source import CHUNK, source
 from plexus.kernels._threads import run_parts
 
-__all__ = ["backward", "cache_folder", "forward"]
+__all__ = ["backward", "cache_folder", "flat", "forward", "prepare"]
 
 _SCRATCH = 512 << 10  # bytes that the steps of a chunk may take while backward walks through them again
 _WORTH = 1 << 15  # elements that are worth a thread
@@ -52,8 +52,10 @@ _building = threading.Lock()
 
 
 @lru_cache(maxsize=256)
-def _module(dynamics: Dynamics, key: str, dtype: str, uniform: bool, learn: bool) -> ModuleType:
-    text = source(dynamics, options_from(dynamics, key), dtype, uniform, learn)
+def _module(
+    write: Callable[..., str], dynamics: Dynamics, key: str, dtype: str, uniform: bool, learn: bool
+) -> ModuleType:
+    text = write(dynamics, options_from(dynamics, key), dtype, uniform, learn)
     name = f"_plexus_{dynamics.name}_{hashlib.sha256(text.encode()).hexdigest()[:20]}"
     with _building:
         path = cache_folder() / f"{name}.py"
@@ -90,46 +92,57 @@ def _rows(x: Tensor) -> tuple[Tensor, int]:
     return torch.as_strided(x, ((steps - 1) * stride + total,), (1,)), stride
 
 
-def _flat(tensor: Tensor) -> np.ndarray[Any, Any]:
+def _strided(rows: Sequence[tuple[Tensor, int]]) -> list[Any]:
+    return [part for row, stride in rows for part in (row.detach().numpy(), stride)]
+
+
+def flat(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor's numbers in one dimension, without a copy where they are dense."""
     return tensor.detach().contiguous().view(-1).numpy()
 
 
-def _prepare(
-    dynamics: Dynamics, x: Tensor, columns: Sequence[Tensor], options: str, learn: bool = False
+def prepare(
+    dynamics: Dynamics,
+    like: Tensor,
+    columns: Sequence[Tensor],
+    options: str,
+    learn: bool = False,
+    write: Callable[..., str] = source,
 ) -> tuple[ModuleType, Options, list[np.ndarray[Any, Any]], int]:
+    """The compiled module, its options, the numbers that it uses, and how many units they tell apart."""
     o = options_from(dynamics, options)
     used = [column for name, column in zip(dynamics.columns, columns, strict=True) if name in dynamics.used(o)]
     uniform = all(column.numel() == 1 for column in used)
     units = max([1, *(column.numel() for column in used)])
-    module = _module(dynamics, options, str(x.dtype).rpartition(".")[2], uniform, learn)
-    return module, o, [_flat(column) for column in used], units
+    module = _module(write, dynamics, options, str(like.dtype).rpartition(".")[2], uniform, learn)
+    return module, o, [flat(column) for column in used], units
 
 
 def forward(
     dynamics: Dynamics,
-    x: Tensor,
+    inputs: Sequence[Tensor],
     memory: Sequence[Tensor],
     columns: Sequence[Tensor],
     constants: Sequence[float],
     options: str,
 ) -> list[Tensor]:
     """The fused loop: `[out, *memory]` after the last step, without the state that echoes the output."""
-    module, o, used, units = _prepare(dynamics, x, columns, options)
+    x = inputs[0]
+    module, o, used, units = prepare(dynamics, x, columns, options)
     out = empty(tuple(x.shape), x)
     steps, total = x.shape[0], memory[0].numel()
-    flat, stride = _rows(x)
+    rows = [_rows(x) for x in inputs]
     carried = dynamics.carried(o)
-    before = [_flat(m) for name, m in zip(dynamics.memory, memory, strict=True) if name in carried]
+    before = [flat(m) for name, m in zip(dynamics.memory, memory, strict=True) if name in carried]
     kept = [(name, m) for name, m in zip(dynamics.memory, memory, strict=True) if name != dynamics.echo]
     after = [torch.empty_like(m, memory_format=torch.contiguous_format) for _, m in kept]
     for (name, m), fresh in zip(kept, after, strict=True):
         if name not in carried:
             fresh.copy_(m)
-    final = [_flat(fresh) for (name, _), fresh in zip(kept, after, strict=True) if name in carried]
+    final = [flat(fresh) for (name, _), fresh in zip(kept, after, strict=True) if name in carried]
     arguments = (
-        flat.detach().numpy(),
-        stride,
-        _flat(out),
+        *_strided(rows),
+        flat(out),
         steps,
         total,
         units,
@@ -145,7 +158,7 @@ def forward(
 
 def backward(
     dynamics: Dynamics,
-    x: Tensor,
+    inputs: Sequence[Tensor],
     memory: Sequence[Tensor],
     columns: Sequence[Tensor],
     constants: Sequence[float],
@@ -154,16 +167,20 @@ def backward(
     grad_states: Sequence[Tensor],
     learn: bool,
 ) -> list[Tensor]:
-    """The fused adjoint: `[d_x, *d_states, *d_parameters]`, parameters as one number per column."""
-    module, o, used, units = _prepare(dynamics, x, columns, options, learn)
+    """The fused adjoint: `[*d_inputs, *d_states, *d_parameters]`, parameters as one number per column."""
+    x = inputs[0]
+    module, o, used, units = prepare(dynamics, x, columns, options, learn)
     steps, total = x.shape[0], memory[0].numel()
     carried = dynamics.carried(o)
-    dx = empty(tuple(x.shape), x)
-    flat, stride = _rows(x)
-    flat_grad, grad_stride = _rows(grad)
-    before = [_flat(m) for name, m in zip(dynamics.memory, memory, strict=True) if name in carried]
+    d_inputs = [empty(tuple(x.shape), x) for _ in inputs]
+    rows = [_rows(x) for x in inputs]
+    given_grad = [_rows(grad)]
+    before = [flat(m) for name, m in zip(dynamics.memory, memory, strict=True) if name in carried]
     shape = memory[0].shape
     d_first = [x.new_empty(shape) if name in carried else x.new_zeros(shape) for name in dynamics.states]
+    for k, name in enumerate(dynamics.states):
+        if name not in carried and name != dynamics.echo:  # comes out as it went in
+            d_first[k].copy_(grad_states[k])
     named = dynamics.used(o)
     d_columns = [
         x.new_empty(shape) if learn and name in named else x.new_zeros(shape if learn else (0,))
@@ -173,11 +190,11 @@ def backward(
     learnt = [k for k, name in enumerate(dynamics.parameters) if name in named]
     chunk = _SCRATCH // max(1, steps * x.element_size() * len(carried))
     chunk = max(64, min(CHUNK, chunk // 64 * 64))
-    arguments = (flat.detach().numpy(), stride, flat_grad.detach().numpy(), grad_stride, _flat(dx), steps, total, units)
+    arguments = (*_strided(rows), *_strided(given_grad), *(flat(d) for d in d_inputs), steps, total, units)
     adjoints = (
-        *(_flat(grad_states[k]) for k in real),
-        *(_flat(d_first[k]) for k in real),
-        *(_flat(d_columns[k]) for k in learnt if learn),
+        *(flat(grad_states[k]) for k in real),
+        *(flat(d_first[k]) for k in real),
+        *(flat(d_columns[k]) for k in learnt if learn),
     )
     _spread(module.backward, (*arguments, *before, *used, *adjoints, *constants, chunk), total, steps)
-    return [dx, *d_first, *d_columns]
+    return [*d_inputs, *d_first, *d_columns]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from plexus.kernels import _numba
-from plexus.kernels._frame import Dynamics, eager_loop, options_from, spike_function
+from plexus.kernels import _numba, _recurrent_loop
+from plexus.kernels._frame import Dynamics, eager_loop, options_from, out_of_reach, spike_function
 
 __all__ = ["BACKENDS", "Backend", "Operator"]
 
@@ -25,46 +25,94 @@ __all__ = ["BACKENDS", "Backend", "Operator"]
 class Backend:
     """Fused loops for one type of device.
 
-    `forward(dynamics, x, memory, columns, constants, options) -> [out, *memory]` and
-    `backward(dynamics, x, memory, columns, constants, options, grad, grad_states, learn)
-    -> [d_x, *d_states, *d_parameters]`.
+    `forward(dynamics, inputs, memory, columns, constants, options) -> [out, *memory]`, without the state that echoes
+    the output, and `backward(dynamics, inputs, memory, columns, constants, options, grad, grad_states, learn)
+    -> [*d_inputs, *d_states, *d_parameters]`, the last as one number per column (unit of one sample).
     """
 
     name: str
     dtypes: tuple[torch.dtype, ...]
     forward: Callable[..., list[Tensor]]
     backward: Callable[..., list[Tensor]]
+    recurrent_forward: Callable[..., list[Tensor]] | None = None
+    recurrent_backward: Callable[..., list[Tensor]] | None = None
 
 
 BACKENDS: dict[str, Backend] = {
-    "cpu": Backend("numba", (torch.float32, torch.float64), _numba.forward, _numba.backward),
+    "cpu": Backend(
+        "numba",
+        (torch.float32, torch.float64),
+        _numba.forward,
+        _numba.backward,
+        _recurrent_loop.recurrent_forward,
+        _recurrent_loop.recurrent_backward,
+    ),
 }
 
 
-def _transformed() -> bool:
-    """Is a `torch.func` transform active?"""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+def with_echo(dynamics: Dynamics, out: Tensor, memory: Sequence[Tensor], after: list[Tensor]) -> tuple[Tensor, ...]:
+    """Output and states, the one that echoes the output cut from it: so autograd sees where it comes from."""
+    if dynamics.echo is not None:
+        echo = dynamics.states.index(dynamics.echo)
+        after = [*after[:echo], out[-1].clone() if len(out) else memory[echo], *after[echo:]]
+    return (out, *after)
 
 
-def _is_dual(tensors: Sequence[Tensor]) -> bool:
-    """Does a forward-mode tangent ride on one of the tensors?"""
-    if forward_ad._current_level < 0:
-        return False
-    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+def filled_grads(
+    dynamics: Dynamics, like: Tensor, memory: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of the output and of all states, from those of what an operator returns; zeros where there are none."""
+    grad, incoming = grads[0], iter(grads[1:])
+    if grad is None:
+        grad = like.new_zeros(like.shape[1:]).expand(like.shape)
+    states = []
+    for name, m in zip(dynamics.states, memory, strict=False):
+        given = None if name == dynamics.echo else next(incoming)
+        states.append(torch.zeros_like(m) if given is None else given)
+    return grad, states
+
+
+def summed_over_samples(found: Sequence[Tensor], columns: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients of the parameters from one number per column; None for the settings after them."""
+    sums: list[Tensor | None] = [
+        g.sum().reshape(1) if column.numel() == 1 else g.sum(0) for g, column in zip(found, columns, strict=False)
+    ]
+    return sums + [None] * (len(columns) - len(sums))
+
+
+def gradients_again(
+    run: Callable[..., tuple[Tensor, ...]],
+    dynamics: Dynamics,
+    groups: Sequence[Sequence[Tensor]],
+    grads: Sequence[Tensor | None],
+) -> list[list[Tensor | None]]:
+    """Gradients that can be differentiated again, by the eager reference `run(*groups)`; grouped like the tensors."""
+    with torch.enable_grad():
+        copies = [[t.view_as(t) for t in group] for group in groups]
+        outputs = list(run(*copies))
+        if dynamics.echo is not None:
+            outputs.pop(1 + dynamics.states.index(dynamics.echo))
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None and o.requires_grad]
+        wanted = [c for group in copies for c in group if c.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
+            )
+        )
+    return [[next(found) if c.requires_grad else None for c in group] for group in copies]
 
 
 class Operator:
-    """`operator(x, memory, columns, constants, options) -> (out, *memory)` for one model."""
+    """`operator(inputs, memory, columns, constants, options) -> (out, *memory)` for one model."""
 
     def __init__(self, dynamics: Dynamics) -> None:
         self.dynamics = dynamics
-        self._echo = None if dynamics.echo is None else dynamics.states.index(dynamics.echo)
         name = f"plexus::{dynamics.name}"
-        schema = "(Tensor x, Tensor[] memory, Tensor[] columns, float[] constants, str options) -> Tensor[]"
+        schema = "(Tensor[] inputs, Tensor[] memory, Tensor[] columns, float[] constants, str options) -> Tensor[]"
         self._forward = torch.library.custom_op(name, self._run, mutates_args=(), schema=schema)
         self._forward.register_fake(self._fake)
         schema = (
-            "(Tensor x, Tensor[] memory, Tensor[] columns, float[] constants, str options, "
+            "(Tensor[] inputs, Tensor[] memory, Tensor[] columns, float[] constants, str options, "
             "Tensor grad, Tensor[] grad_states, bool learn) -> Tensor[]"
         )
         self._backward = torch.library.custom_op(f"{name}_backward", self._run_back, mutates_args=(), schema=schema)
@@ -72,15 +120,17 @@ class Operator:
         self._forward.register_autograd(self._differentiate, setup_context=self._save)
 
     def __call__(
-        self, x: Tensor, memory: Sequence[Tensor], columns: Sequence[Tensor], constants: Sequence[float], options: str
+        self,
+        inputs: Sequence[Tensor],
+        memory: Sequence[Tensor],
+        columns: Sequence[Tensor],
+        constants: Sequence[float],
+        options: str,
     ) -> tuple[Tensor, ...]:
-        if not torch.compiler.is_compiling() and (_transformed() or _is_dual([x, *memory, *columns])):
-            return self.eager(x, memory, columns, constants, options)
-        out, *after = self._forward(x, list(memory), list(columns), list(constants), options)
-        if self._echo is not None:
-            # cut from the output here, so that autograd sees where it comes from
-            after.insert(self._echo, out[-1].clone() if len(x) else memory[self._echo])
-        return (out, *after)
+        if out_of_reach([*inputs, *memory, *columns]):
+            return self.eager(inputs, memory, columns, constants, options)
+        out, *after = self._forward(list(inputs), list(memory), list(columns), list(constants), options)
+        return with_echo(self.dynamics, out, memory, after)
 
     def takes(self, x: Tensor) -> bool:
         """Is there a fused loop for this tensor's device and dtype?"""
@@ -89,7 +139,7 @@ class Operator:
 
     def eager(
         self,
-        x: Tensor,
+        inputs: Sequence[Tensor],
         memory: Sequence[Tensor],
         columns: Sequence[Tensor],
         constants: Sequence[float],
@@ -100,21 +150,23 @@ class Operator:
         o = options_from(self.dynamics, options)
         *plain, width, height = constants
         spike = spike_function(o, width, height, slope)
-        return eager_loop(self.dynamics, x, memory, columns, plain, o, spike)
+        return eager_loop(self.dynamics, inputs, memory, columns, plain, o, spike)
 
     def _run(
-        self, x: Tensor, memory: list[Tensor], columns: list[Tensor], constants: list[float], options: str
+        self, inputs: list[Tensor], memory: list[Tensor], columns: list[Tensor], constants: list[float], options: str
     ) -> list[Tensor]:
-        return BACKENDS[x.device.type].forward(self.dynamics, x, memory, columns, constants, options)
+        return BACKENDS[inputs[0].device.type].forward(self.dynamics, inputs, memory, columns, constants, options)
 
     def _fake(
-        self, x: Tensor, memory: list[Tensor], columns: list[Tensor], constants: list[float], options: str
+        self, inputs: list[Tensor], memory: list[Tensor], columns: list[Tensor], constants: list[float], options: str
     ) -> list[Tensor]:
-        return [x.new_empty(x.shape), *(m.new_empty(m.shape) for k, m in enumerate(memory) if k != self._echo)]
+        x = inputs[0]
+        kept = [m for name, m in zip(self.dynamics.memory, memory, strict=True) if name != self.dynamics.echo]
+        return [x.new_empty(x.shape), *(m.new_empty(m.shape) for m in kept)]
 
     def _run_back(
         self,
-        x: Tensor,
+        inputs: list[Tensor],
         memory: list[Tensor],
         columns: list[Tensor],
         constants: list[float],
@@ -123,12 +175,12 @@ class Operator:
         grad_states: list[Tensor],
         learn: bool,
     ) -> list[Tensor]:
-        backend = BACKENDS[x.device.type]
-        return backend.backward(self.dynamics, x, memory, columns, constants, options, grad, grad_states, learn)
+        backend = BACKENDS[inputs[0].device.type]
+        return backend.backward(self.dynamics, inputs, memory, columns, constants, options, grad, grad_states, learn)
 
     def _fake_back(
         self,
-        x: Tensor,
+        inputs: list[Tensor],
         memory: list[Tensor],
         columns: list[Tensor],
         constants: list[float],
@@ -137,64 +189,38 @@ class Operator:
         grad_states: list[Tensor],
         learn: bool,
     ) -> list[Tensor]:
-        shape = memory[0].shape
+        x, shape = inputs[0], memory[0].shape
         n_states, n_parameters = len(self.dynamics.states), len(self.dynamics.parameters)
         return [
-            x.new_empty(x.shape),
+            *(x.new_empty(x.shape) for x in inputs),
             *(x.new_empty(shape) for _ in range(n_states)),
             *(x.new_empty(shape if learn else (0,)) for _ in range(n_parameters)),
         ]
 
     @staticmethod
     def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-        x, memory, columns, ctx.constants, ctx.options = inputs
+        given, memory, columns, ctx.constants, ctx.options = inputs
         ctx.set_materialize_grads(False)
-        ctx.counts = len(memory), len(columns)
+        ctx.ends = len(given), len(given) + len(memory)
         ctx.learn = any(column.requires_grad for column in columns)
-        ctx.save_for_backward(x, *memory, *columns)
+        ctx.save_for_backward(*given, *memory, *columns)
 
     def _differentiate(self, ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-        d = self.dynamics
-        x, *rest = ctx.saved_tensors
-        n_memory, n_columns = ctx.counts
-        memory, columns = rest[:n_memory], rest[n_memory:]
+        d, saved = self.dynamics, ctx.saved_tensors
+        first, second = ctx.ends
+        inputs, memory, columns = list(saved[:first]), list(saved[first:second]), list(saved[second:])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self._differentiate_eagerly(ctx, grads, x, memory, columns)
-        grad = grads[0]
-        if grad is None:
-            grad = x.new_zeros(x.shape[1:]).expand(x.shape)
-        incoming = iter(grads[1:])
-        grad_states = [torch.zeros_like(m) if k == self._echo else next(incoming) for k, m in enumerate(memory)]
-        grad_states = [
-            torch.zeros_like(m) if g is None else g for g, m in zip(grad_states[: len(d.states)], memory, strict=False)
-        ]
-        d_x, *found = self._backward(x, memory, columns, ctx.constants, ctx.options, grad, grad_states, ctx.learn)
-        d_memory: list[Tensor | None] = [*found[: len(d.states)], *(None for _ in d.counters)]
-        d_columns: list[Tensor | None] = [None] * n_columns
-        if ctx.learn:
-            for k, (summand, column) in enumerate(zip(found[len(d.states) :], columns, strict=False)):
-                d_columns[k] = (
-                    summand.sum().reshape(1) if column.numel() == 1 else summand.reshape(-1, column.numel()).sum(0)
-                )
-        return d_x, d_memory, d_columns, None, None
+            return (*gradients_again(partial(self._eagerly, ctx), d, (inputs, memory, columns), grads), None, None)
+        grad, grad_states = filled_grads(d, inputs[0], memory, grads)
+        found = self._backward(inputs, memory, columns, ctx.constants, ctx.options, grad, grad_states, ctx.learn)
+        d_inputs, d_states, d_columns = (
+            found[:first],
+            found[first : first + len(d.states)],
+            found[first + len(d.states) :],
+        )
+        d_memory: list[Tensor | None] = [*d_states, *(None for _ in d.counters)]
+        return d_inputs, d_memory, summed_over_samples(d_columns if ctx.learn else [], columns), None, None
 
-    def _differentiate_eagerly(
-        self, ctx: Any, grads: Sequence[Tensor | None], x: Tensor, memory: list[Tensor], columns: list[Tensor]
-    ) -> tuple[Any, ...]:
-        """Gradients that can be differentiated again."""
-        tensors = [x, *memory, *columns]
-        with torch.enable_grad():
-            copies = [t.view_as(t) for t in tensors]
-            n = 1 + len(memory)
-            outputs = list(self.eager(copies[0], copies[1:n], copies[n:], ctx.constants, ctx.options))
-            if self._echo is not None:
-                outputs.pop(1 + self._echo)
-            pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
-            wanted = [c for c in copies if c.requires_grad]
-            found = iter(
-                torch.autograd.grad(
-                    [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
-                )
-            )
-        result = [next(found) if c.requires_grad else None for c in copies]
-        return result[0], result[1:n], result[n:], None, None
+    def _eagerly(self, ctx: Any, *groups: Any) -> tuple[Tensor, ...]:
+        inputs, memory, columns = groups
+        return self.eager(inputs, memory, columns, ctx.constants, ctx.options)

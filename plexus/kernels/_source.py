@@ -11,7 +11,7 @@ from typing import Any
 from plexus.kernels._frame import Dynamics, Options
 from plexus.kernels._surrogate import SURROGATES
 
-__all__ = ["CHUNK", "source"]
+__all__ = ["CHUNK", "Loops", "head", "indent", "source"]
 
 CHUNK = 2048  # columns a chunk may have at most: its state and parameters stay in the first two levels of cache
 
@@ -75,7 +75,7 @@ class _Specialise(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         if isinstance(node.func, ast.Name) and node.func.id in ("spike", "slope"):
-            node.args += [ast.Name("width", ast.Load()), ast.Name("height", ast.Load())]
+            node.args += [ast.Name("c_width", ast.Load()), ast.Name("c_height", ast.Load())]
         return node
 
 
@@ -100,20 +100,23 @@ def _helper(name: str, function: Callable[..., Any], o: Options, shape: str) -> 
     return f"\n@njit(forceinline=True, error_model='numpy')\ndef {name}(u, width, height):\n{lines}"
 
 
-def source(dynamics: Dynamics, o: Options, dtype: str, uniform: bool, learn: bool) -> str:
-    """The module that holds this model's fused loops, as text."""
+def head(o: Options, dtype: str) -> str:
+    """What the loops of every model begin with: the dialect on scalars, the spike and its slope."""
     kind = SURROGATES[o.surrogate]
     text = _HEAD.format(dtype=dtype, chunk=CHUNK) + _helper("slope", kind.derivative, o, "height * ({})")
     if o.smooth:
-        text += _helper("spike", kind.integral, o, "_f(0.5) + height * ({})")
-    else:
-        relation = ">=" if o.inclusive else ">"
-        text += "\n@njit(forceinline=True)\ndef spike(u, width, height):\n"
-        text += f"    return _f(1.0) if u {relation} _f(0.0) else _f(0.0)\n"
-    return text + _Loops(dynamics, o, uniform, learn).text()
+        return text + _helper("spike", kind.integral, o, "_f(0.5) + height * ({})")
+    relation = ">=" if o.inclusive else ">"
+    text += "\n@njit(forceinline=True)\ndef spike(u, width, height):\n"
+    return text + f"    return _f(1.0) if u {relation} _f(0.0) else _f(0.0)\n"
 
 
-class _Loops:
+def source(dynamics: Dynamics, o: Options, dtype: str, uniform: bool, learn: bool) -> str:
+    """The module that holds this model's fused loops, as text."""
+    return head(o, dtype) + Loops(dynamics, o, uniform, learn).text()
+
+
+class Loops:
     """Writes the loops.
 
     A chunk's numbers lie in one scratch array, section after section of C, so that the compiler sees that they do not
@@ -137,12 +140,13 @@ class _Loops:
     def value(self, name: str) -> str:
         if name in self.sections:
             return self.at(name)
-        return name if name in self.used or name in self.constants else "_f(0.0)"
+        return f"c_{name}" if name in self.used or name in self.constants else "_f(0.0)"
 
     def step(self) -> tuple[str, dict[str, str], str]:
         """One step on the scratch: statements, the new value of what is carried, and the output."""
         names = (*self.d.memory, *self.d.columns, *self.d.constants)
-        body, (out, *new) = _inlined(self.d.step, self.o, ["x[j]", *(self.value(n) for n in names)])
+        given = [*(f"x_{n}[j]" for n in self.d.inputs), *(self.value(n) for n in names)]
+        body, (out, *new) = _inlined(self.d.step, self.o, given)
         return body, {n: e for n, e in zip(self.d.memory, new, strict=True) if n in self.carried}, out
 
     def load(self) -> str:
@@ -155,54 +159,75 @@ class _Loops:
         return text
 
     def head(self) -> str:
-        text = "".join(f"{n} = p_{n}[0]\n" for n in self.used) if self.uniform else ""
-        return text + "".join(f"{n} = _f({n}_)\n" for n in self.constants)
+        text = "".join(f"c_{n} = p_{n}[0]\n" for n in self.used) if self.uniform else ""
+        return text + "".join(f"c_{n} = _f({n}_)\n" for n in self.constants)
 
     def text(self) -> str:
         return self.forward() + self.backward()
 
     @property
     def scalars(self) -> str:
-        return ", ".join([*(self.used if self.uniform else ()), *self.constants])
+        return ", ".join(f"c_{n}" for n in (*(self.used if self.uniform else ()), *self.constants))
+
+    def names(self, prefix: str) -> str:
+        """One name for each input."""
+        return ", ".join(f"{prefix}_{n}" for n in self.d.inputs)
+
+    def slices(self, prefix: str, at: str) -> str:
+        """A chunk's row of each input, or of each input's gradient."""
+        at = at or "at_x_{n}"
+        return ", ".join(f"{prefix}_{n}[{s}:{s} + n]" for n in self.d.inputs for s in [at.format(n=n)])
 
     @property
-    def inputs(self) -> str:
-        return ", ".join([*(f"m_{n}" for n in self.carried), *(f"p_{n}" for n in self.used)])
+    def strided(self) -> str:
+        return ", ".join(f"x_{n}, x_{n}_stride" for n in self.d.inputs)
+
+    @property
+    def at_inputs(self) -> str:
+        return "".join(f"at_x_{n} = t * x_{n}_stride + first\n" for n in self.d.inputs)
+
+    @property
+    def values(self) -> str:
+        return "".join(f"{name}, " for name in [*(f"m_{n}" for n in self.carried), *(f"p_{n}" for n in self.used)])
 
     @property
     def numbers(self) -> str:
         return ", ".join(f"{n}_" for n in self.constants)
 
-    def forward(self) -> str:
+    def forward_row(self) -> str:
         body, new, out = self.step()
-        ends = [n for n in self.carried if n != self.d.echo]
         keep = "".join(f"n_{n} = {e}\n" for n, e in new.items()) + f"out[j] = {out}\n"
         keep += "".join(f"{self.at(n)} = n_{n}\n" for n in new)
         return f"""
 @njit(error_model='numpy')
-def _forward_row(x, out, S, n, {self.scalars}):
+def _forward_row({self.names("x")}, out, S, n, {self.scalars}):
     for j in range(n):
-{_indent(body, 8)}
-{_indent(keep, 8)}
-
-@njit(nogil=True, error_model='numpy', cache=True)
-def forward(x, x_stride, out, steps, total, units, {self.inputs}, {", ".join(f"f_{n}" for n in ends)},
-            {self.numbers}, chunk, start, stop):
-    S = np.empty({len(self.sections)} * C, np.dtype(_f))
-{_indent(self.head(), 4)}
-    for first in range(start, stop, chunk):
-        n = min(chunk, stop - first)
-{_indent(self.load(), 8)}
-        for t in range(steps):
-            at_x = t * x_stride + first
-            at_out = t * total + first
-            _forward_row(x[at_x:at_x + n], out[at_out:at_out + n], S, n, {self.scalars})
-        for j in range(n):
-            pass
-{_indent("".join(f"f_{n}[first + j] = {self.at(n)}{chr(10)}" for n in ends), 12)}
+{indent(body, 8)}
+{indent(keep, 8)}
 """
 
-    def backward(self) -> str:
+    def forward(self) -> str:
+        ends = [n for n in self.carried if n != self.d.echo]
+        return f"""{self.forward_row()}
+@njit(nogil=True, error_model='numpy', cache=True)
+def forward({self.strided}, out, steps, total, units, {self.values}{"".join(f"f_{n}, " for n in ends)}
+            {self.numbers}, chunk, start, stop):
+    S = np.empty({len(self.sections)} * C, np.dtype(_f))
+{indent(self.head(), 4)}
+    for first in range(start, stop, chunk):
+        n = min(chunk, stop - first)
+{indent(self.load(), 8)}
+        for t in range(steps):
+{indent(self.at_inputs, 12)}
+            at_out = t * total + first
+            _forward_row({self.slices("x", "")}, out[at_out:at_out + n], S, n, {self.scalars})
+        for j in range(n):
+            pass
+{indent("".join(f"f_{n}[first + j] = {self.at(n)}{chr(10)}" for n in ends), 12)}
+"""
+
+    def backward_rows(self) -> str:
+        """The step again, keeping what was before it, and the adjoint."""
         body, new, _ = self.step()
         again = "".join(f"k_{n}[j] = {self.at(n)}\n" for n in self.carried) + body + "\n"
         again += "".join(f"n_{n} = {e}\n" for n, e in new.items())
@@ -210,59 +235,69 @@ def forward(x, x_stride, out, steps, total, units, {self.inputs}, {", ".join(f"f
         values = [f"k_{n}[j]" if n in self.carried else "_f(0.0)" for n in self.d.memory]
         values += [self.value(n) for n in (*self.d.columns, *self.d.constants)]
         incoming = [self.at(f"d_{s}") if s in self.real else "_f(0.0)" for s in self.d.states]
-        body, (d_x, *more) = _inlined(self.d.adjoint, self.o, ["x[j]", *values, "grad[j]", *incoming])
-        d_states = dict(zip(self.d.states, more, strict=False))
-        d_parameters = dict(zip(self.d.parameters, more[len(self.d.states) :], strict=True))
-        back = body + f"\ndx[j] = {d_x}\n"
+        given = [*(f"x_{n}[j]" for n in self.d.inputs), *values, "grad[j]", *incoming]
+        body, found = _inlined(self.d.adjoint, self.o, given)
+        d_inputs, found = found[: len(self.d.inputs)], found[len(self.d.inputs) :]
+        d_states = dict(zip(self.d.states, found, strict=False))
+        d_parameters = dict(zip(self.d.parameters, found[len(self.d.states) :], strict=True))
+        back = body + "\n" + "".join(f"dx_{n}[j] = {e}\n" for n, e in zip(self.d.inputs, d_inputs, strict=True))
         back += "".join(f"{self.at(f'g_{p}')} += {d_parameters[p]}\n" for p in self.learnt)
         back += "".join(f"n_{s} = {d_states[s]}\n" for s in self.real)
         back += "".join(f"{self.at(f'd_{s}')} = n_{s}\n" for s in self.real)
-        kept = ", ".join(f"k_{n}" for n in self.carried)
-        rows = ", ".join(f"K[at_k + {k} * n:at_k + {k + 1} * n]" for k in range(len(self.carried)))
+        return f"""
+@njit(error_model='numpy')
+def _again_row({self.names("x")}, S, n, {self.kept}{self.scalars}):
+    for j in range(n):
+{indent(again, 8)}
+
+@njit(error_model='numpy')
+def _back_row({self.names("x")}, grad, {self.names("dx")}, S, n, {self.kept}{self.scalars}):
+    for j in range(n):
+{indent(back, 8)}
+"""
+
+    @property
+    def kept(self) -> str:
+        return "".join(f"k_{n}, " for n in self.carried)
+
+    def backward(self) -> str:
+        rows = "".join(f"K[at_k + {k} * n:at_k + {k + 1} * n], " for k in range(len(self.carried)))
         load = "".join(f"{self.at(f'd_{s}')} = i_{s}[first + j]\n" for s in self.real)
         load += "".join(f"{self.at(f'g_{p}')} = _f(0.0)\n" for p in self.learnt)
         store = "".join(f"o_{s}[first + j] = {self.at(f'd_{s}')}\n" for s in self.real)
         store += "".join(f"o_{p}[first + j] = {self.at(f'g_{p}')}\n" for p in self.learnt)
-        results = ", ".join([*(f"i_{s}" for s in self.real), *(f"o_{n}" for n in (*self.real, *self.learnt))])
-        return f"""
-@njit(error_model='numpy')
-def _again_row(x, S, n, {kept}, {self.scalars}):
-    for j in range(n):
-{_indent(again, 8)}
-
-@njit(error_model='numpy')
-def _back_row(x, grad, dx, S, n, {kept}, {self.scalars}):
-    for j in range(n):
-{_indent(back, 8)}
-
+        results = "".join(f"i_{s}, " for s in self.real) + "".join(f"o_{n}, " for n in (*self.real, *self.learnt))
+        return f"""{self.backward_rows()}
 @njit(nogil=True, error_model='numpy', cache=True)
-def backward(x, x_stride, grad, grad_stride, dx, steps, total, units, {self.inputs}, {results},
+def backward({self.strided}, grad, grad_stride, {self.names("dx")}, steps, total, units, {self.values}{results}
              {self.numbers}, chunk, start, stop):
     S = np.empty({len(self.sections)} * C, np.dtype(_f))
     K = np.empty({len(self.carried)} * steps * chunk, np.dtype(_f))
-{_indent(self.head(), 4)}
+{indent(self.head(), 4)}
     for first in range(start, stop, chunk):
         n = min(chunk, stop - first)
-{_indent(self.load(), 8)}
+{indent(self.load(), 8)}
         for t in range(steps):
-            at_x = t * x_stride + first
+{indent(self.at_inputs, 12)}
             at_k = t * {len(self.carried)} * n
-            _again_row(x[at_x:at_x + n], S, n, {rows}, {self.scalars})
+            _again_row({self.slices("x", "")}, S, n, {rows}{self.scalars})
         for j in range(n):
             pass
-{_indent(load, 12)}
+{indent(load, 12)}
         for s in range(steps):
             t = steps - 1 - s
-            at_x = t * x_stride + first
+{indent(self.at_inputs, 12)}
             at_grad = t * grad_stride + first
             at_dx = t * total + first
             at_k = t * {len(self.carried)} * n
-            _back_row(x[at_x:at_x + n], grad[at_grad:at_grad + n], dx[at_dx:at_dx + n], S, n, {rows}, {self.scalars})
+            _back_row({self.slices("x", "")}, grad[at_grad:at_grad + n], {self.slices("dx", "at_dx")}, S, n,
+                      {rows}{self.scalars})
         for j in range(n):
             pass
-{_indent(store, 12)}
+{indent(store, 12)}
 """
 
 
-def _indent(text: str, spaces: int) -> str:
+def indent(text: str, spaces: int) -> str:
+    """The lines of a text, moved to the right."""
     return textwrap.indent(text.rstrip(), " " * spaces)

@@ -131,7 +131,7 @@ def init_firing_(
                 stack = Sequential()
                 for inner_name, inner in segment:
                     stack.add_module(inner_name, inner)
-                if isinstance(layer, LIF):
+                if getattr(layer, "activity", None) == "spiking":
                     reached[name] = _scale(name, segment, stack, x, rate, tolerance, iterations)
                 x = stack(x)[0]
                 segment = []

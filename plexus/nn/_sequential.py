@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from plexus.errors import ShapeError, UnsupportedError
+from plexus.errors import ShapeError, UnknownNameError, UnsupportedError
+from plexus.nn._recompute import in_stretches
 
 __all__ = ["Sequential", "Stateful"]
 
@@ -53,7 +54,13 @@ class Sequential(nn.Sequential):
     BatchNorm, Flatten and Dropout want it. While such a layer runs, it and the modules in it carry the fold as
     `module._plexus_fold = (time, batch)`, so that a recorder can tell samples from steps.
 
+    Args:
+        layers: the layers in order, or one ordered mapping of them.
+        memory: `"keep"`, or `"recompute"`: keep only the states between √T stretches of time and run each stretch again
+            in backward, so that memory grows with √T in place of T (see `recompute`).
+
     Raises:
+        UnknownNameError: memory is neither.
         UnsupportedError: a layer without state returned a tuple, holds layers with a state (put those into a
             `Sequential` of their own), or keeps a time dimension of its own.
         ShapeError: the input has no time and batch, or the states are not one per layer.
@@ -66,6 +73,12 @@ class Sequential(nn.Sequential):
         (torch.Size([5, 3, 2]), ['NoneType', 'LIFState', 'NoneType'])
         >>> out, states = net(torch.rand(1, 3, 8), states)      # goes on
     """
+
+    def __init__(self, *layers: Any, memory: Literal["keep", "recompute"] = "keep") -> None:
+        super().__init__(*layers)
+        if memory not in ("keep", "recompute"):
+            raise UnknownNameError.among("memory", memory, ("keep", "recompute"))
+        self.memory = memory
 
     def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
         """The states at rest: one entry per layer, None for layers without."""
@@ -84,6 +97,11 @@ class Sequential(nn.Sequential):
                 given=f"{len(state)} states" if isinstance(state, (tuple, list)) else type(state).__name__,
                 expected=f"{len(self)}, one per layer, None for layers without",
             )
+        if self.memory == "recompute":
+            return in_stretches(self._through, list(self.modules()), x, tuple(state))
+        return self._through(x, state)
+
+    def _through(self, x: Tensor, state: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
         after: list[Any] = []
         for (name, layer), before in zip(self._modules.items(), state, strict=True):
             assert layer is not None

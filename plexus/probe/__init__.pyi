@@ -20,6 +20,8 @@ from ._record import stream as stream
 from ._health import Health as Health
 from ._health import LayerHealth as LayerHealth
 from ._health import health as health
+from ._balance import EIBalance as EIBalance
+from ._balance import ei_balance as ei_balance
 from ._latency import LatencyCurve as LatencyCurve
 from ._latency import accumulate as accumulate
 from ._latency import confidence as confidence
@@ -29,3 +31,12 @@ from ._latency import fit_confidence_scale as fit_confidence_scale
 from ._latency import latency_accuracy_curve as latency_accuracy_curve
 from ._latency import oracle_latency as oracle_latency
 from ._latency import pareto_front as pareto_front
+from ._memory import MemoryProbe as MemoryProbe
+from ._memory import memory_probe as memory_probe
+from . import plots as plots
+from . import spike_trains as spike_trains
+from ._energy import Cost as Cost
+from ._energy import LayerCost as LayerCost
+from ._energy import synaptic_operations as synaptic_operations
+from ._trace import trace as trace
+from . import information as information

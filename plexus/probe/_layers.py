@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,12 @@ def _once(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def threshold_of(module: nn.Module) -> Tensor | None:
-    """The firing threshold of a spiking module, a number or one per unit; None if it shows none."""
+    """The firing threshold of a spiking module, a number or one per unit; None if it shows none.
+
+    A membrane in mV has none that an input could be compared with.
+    """
+    if getattr(module, "biophysical", False) is True:
+        return None
     for name in ("threshold", "v_th", "v_threshold"):
         value: Any = getattr(module, name, getattr(getattr(module, "p", None), name, None))
         if isinstance(value, Tensor | float | int) and not isinstance(value, bool):
@@ -112,6 +117,9 @@ def membrane_of(module: nn.Module) -> tuple[Tensor, Tensor, Tensor] | None:
 
 
 def _kind(module: nn.Module) -> Kind | None:
+    declared = getattr(module, "activity", None)  # our own neurons say what they put out
+    if declared in get_args(Kind):
+        return cast(Kind, declared)
     container = isinstance(module, nn.Sequential | nn.ModuleList)
     stepped = isinstance(getattr(module, "axes", None), str) or membrane_of(module) is not None
     if stepped and not container and threshold_of(module) is not None and not isinstance(module, nn.Threshold):

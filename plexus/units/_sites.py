@@ -219,9 +219,12 @@ class Finder:
             SiteError: the model has none.
         """
         named = dict(walk(model))
-        found = {}
+        found: dict[Site, Found] = {}
+        layers: list[str] = []
         for name, module in named.items():
-            if hasattr(module, "port") and isinstance(getattr(module, "axes", None), str):
+            within = any(name.startswith(f"{outer}.") for outer in layers)  # one set of units, wrapped
+            if hasattr(module, "port") and isinstance(getattr(module, "axes", None), str) and not within:
+                layers.append(name)
                 site = _site(named, name)
                 found[site] = Found(
                     output_size(module) if site.at == "output" else None, f"neuron of {type(module).__name__}"

@@ -438,7 +438,7 @@ class TestTransforms:
         numbers = [
             torch.tensor([n], requires_grad=k < 5) for k, n in enumerate((0.9, 1.0, 0.4, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0))
         ]
-        arguments = (x, [zeros, zeros, zeros], numbers, [0.0, 0.3, 1.0], "reset=hard")
+        arguments = ([x], [zeros, zeros, zeros], numbers, [0.0, 0.3, 1.0], "reset=hard")
         torch.library.opcheck(torch.ops.plexus.lif.default, arguments)
 
 

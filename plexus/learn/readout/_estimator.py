@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from plexus.errors import PlexusError, RangeError, ShapeError, UnknownNameError
+from plexus.errors import PlexusError, RangeError, ShapeError
+from plexus.learn._parameters import Parameters
 
 Floats = NDArray[np.float64]
 
 
-class Readout:
+class Readout(Parameters):
     """Base of the readouts: a linear map fitted on rows `X` `[row, feature]` to `y` `[row]` or `[row, target]`.
 
     Subclasses set `coef_` (`[feature]` or `[target, feature]`) and `intercept_` in `fit`; torch tensors, arrays and
@@ -25,27 +25,6 @@ class Readout:
     coef_: Floats
     intercept_: Any
     n_features_in_: int
-
-    @classmethod
-    def _names(cls) -> list[str]:
-        return sorted(inspect.signature(cls).parameters)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings by name."""
-        return {name: getattr(self, name) for name in self._names()}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change settings by name. Raises `UnknownNameError` for a name that is not one."""
-        for name, value in params.items():
-            if name not in self._names():
-                raise UnknownNameError.among(f"parameter of {type(self).__name__}", name, self._names())
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
-        shown = (f"{k}={v!r}" for k, v in self.get_params().items() if repr(v) != repr(defaults[k]))
-        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags

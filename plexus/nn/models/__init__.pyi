@@ -1,2 +1,6 @@
 from ._char_transformer import CharTransformer as CharTransformer
 from ._small_cnn import SmallCNN as SmallCNN
+from ._astro_snn import AstroSNN as AstroSNN
+from ._astro_snn_lm import AstroSNNCache as AstroSNNCache
+from ._astro_snn_lm import AstroSNNConfig as AstroSNNConfig
+from ._astro_snn_lm import AstroSNNForCausalLM as AstroSNNForCausalLM

@@ -1,6 +1,6 @@
 """Leaky integrate-and-fire neurons as a layer.
 
-    m[t] = rest + α (v[t-1] - rest) + κ x[t]              α = exp(-dt/τ)  or  1 - dt/τ,      κ = 1  or  1 - α
+    m[t] = rest + α (v[t-1] - rest) + κ R x[t]            α = exp(-dt/τ)  or  1 - dt/τ,      κ = 1  or  1 - α
     z[t] = H(m[t] - θ)
     v[t] = m[t] - z[t] θ                                  soft reset
     v[t] = (1 - z[t]) m[t] + z[t] reset_value             hard reset
@@ -11,23 +11,31 @@ form and the surrogate gradient. Time constants in ms, potentials dimensionless.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from plexus.errors import DeviceError, DtypeError, RangeError, ShapeError, UnknownNameError
-from plexus.kernels import LIFState, Surrogate, lif
+from plexus.errors import RangeError, UnknownNameError
+from plexus.kernels import LIFState, SparseWeight, lif
+from plexus.kernels._lif import lif_neuron
+from plexus.nn.neurons._layer import NeuronLayer, Positive, Slope, decay_of, positive
 from plexus.units._port import Port
 
 __all__ = ["LIF", "LIFState"]
 
-_LEARNABLE = ("tau_mem", "threshold", "rest", "reset_value")
-_AXES = {1: "t b u", 2: "t b u x", 3: "t b u y x", 4: "t b u z y x"}
+
+class _OneOr(Positive):
+    """A positive number that is 1, and kept nowhere, unless it is learnt or given another value."""
+
+    def __get__(self, layer: Any, owner: type | None = None) -> Any:
+        if layer is not None and not hasattr(layer, self.raw):
+            return 1.0
+        return super().__get__(layer, owner)
 
 
-class LIF(nn.Module):
+class LIF(NeuronLayer):
     """`spikes, state = LIF(100)(current)`: leaky integrate-and-fire neurons; current `[time, batch, unit…]`.
 
     One step and many are the same call, and a sequence run in pieces equals the sequence run whole. With several unit
@@ -40,6 +48,7 @@ class LIF(nn.Module):
         dt: length of a step in ms.
         discretisation: `"exponential"`, α = exp(-dt/τ), or `"euler"`, α = 1 - dt/τ.
         scale_input: weigh the input by 1 - α, so that a constant input is also the potential it leads to.
+        gain: R > 0, a further factor of the input, kept by its logarithm.
         rest: potential to which the membrane decays.
         reset: `"soft"`, `"hard"` or `"none"`.
         reset_value: where a hard reset goes.
@@ -48,10 +57,11 @@ class LIF(nn.Module):
         inclusive: spike at the threshold as well.
         refractory: time in ms after a spike in which the unit keeps its potential and stays silent.
         surrogate: a `Surrogate`, its name, or a function u -> dz/du.
-        learn: which of `"tau_mem"`, `"threshold"`, `"rest"`, `"reset_value"` are parameters.
+        smooth: emit 1/2 + the surrogate's integral in place of spikes, so that all derivatives are true ones.
+        learn: which of `"tau_mem"`, `"threshold"`, `"rest"`, `"reset_value"`, `"gain"` are parameters.
 
     Raises:
-        RangeError: a time constant, dt or a threshold is not positive, or tau_mem <= dt under `"euler"`.
+        RangeError: a time constant, dt, the gain or a threshold is not positive, or tau_mem <= dt under `"euler"`.
         ShapeError: there are no units, or an input or a number does not fit them.
 
     Examples:
@@ -63,9 +73,12 @@ class LIF(nn.Module):
         >>> spikes, state = layer(torch.ones(1, 2, 3), state)       # one step more
     """
 
-    axes = "t b u"
+    neuron = lif_neuron
+    learnable: ClassVar[tuple[str, ...]] = ("tau_mem", "threshold", "rest", "reset_value", "gain")
+    shown: ClassVar[tuple[str, ...]] = ("tau_mem",)
     port: Port | None = None
-    log_tau_mem: Tensor
+    tau_mem = Positive("Time constant of the membrane, ms.")
+    gain = _OneOr("R, the factor of the input beside that of `scale_input`.")
     threshold: Tensor
     rest: Tensor
     reset_value: Tensor
@@ -79,6 +92,7 @@ class LIF(nn.Module):
         dt: float = 1.0,
         discretisation: Literal["exponential", "euler"] = "exponential",
         scale_input: bool = False,
+        gain: float | Tensor = 1.0,
         rest: float | Tensor = 0.0,
         reset: Literal["soft", "hard", "none"] = "soft",
         reset_value: float | Tensor = 0.0,
@@ -86,87 +100,63 @@ class LIF(nn.Module):
         detach_reset: bool = False,
         inclusive: bool = False,
         refractory: float = 0.0,
-        surrogate: Surrogate | str | Callable[[Tensor], Tensor] = "arctan",
+        surrogate: Slope = "arctan",
+        smooth: bool = False,
         learn: Iterable[str] = (),
     ) -> None:
-        super().__init__()
-        self.units = (units,) if isinstance(units, int) else tuple(units)
-        if not self.units or any(size < 1 for size in self.units):
-            raise ShapeError("a layer needs at least one unit", given=units, expected="positive sizes")
-        if len(self.units) not in _AXES:
-            raise ShapeError("units have too many dimensions", given=self.units, expected="one to four sizes")
-        self.axes = _AXES[len(self.units)]
-        if reset not in ("soft", "hard", "none"):
-            raise UnknownNameError.among("reset", reset, ("soft", "hard", "none"))
+        super().__init__(
+            units,
+            dt=dt,
+            reset=reset,
+            refractory=refractory,
+            detach_reset=detach_reset,
+            surrogate=surrogate,
+            smooth=smooth,
+            learn=learn,
+        )
         if discretisation not in ("exponential", "euler"):
             raise UnknownNameError.among("discretisation", discretisation, ("exponential", "euler"))
-        _positive("dt", dt)
-        _positive("tau_mem", tau_mem)
-        if refractory < 0:
-            raise RangeError("the refractory time is negative", given=refractory, expected="ms >= 0")
+        positive("tau_mem", tau_mem)
         if discretisation == "euler" and bool((torch.as_tensor(tau_mem) <= dt).any()):
             raise RangeError(
                 "a time constant is too short for Euler steps", given=tau_mem, expected=f"more than {dt} ms"
             )
-        self.dt, self.discretisation, self.scale_input = dt, discretisation, scale_input
-        self.reset: Literal["soft", "hard", "none"] = reset
-        self.delayed_reset, self.detach_reset = delayed_reset, detach_reset
-        self.inclusive = inclusive
-        self.refractory = refractory
-        self.surrogate = Surrogate(surrogate) if isinstance(surrogate, str) else surrogate
-        self.learn = tuple(learn)
-        for name in self.learn:
-            if name not in _LEARNABLE:
-                raise UnknownNameError.among("learnable number of LIF", name, _LEARNABLE)
-        # a time constant is kept by its logarithm, so that no step of learning makes it negative
-        self._number("log_tau_mem", torch.as_tensor(tau_mem, dtype=torch.get_default_dtype()).log(), "tau_mem")
-        self._number("threshold", threshold, "threshold")
-        self._number("rest", rest, "rest")
-        self._rests = isinstance(rest, Tensor) or rest != 0 or "rest" in self.learn  # without, a step is cheaper
-        self._number("reset_value", reset_value, "reset_value")
-
-    def _number(self, name: str, value: float | Tensor, shown: str) -> None:
-        tensor = torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().clone()
-        try:
-            tensor.expand(self.units)
-        except RuntimeError as error:
-            raise ShapeError(
-                f"{shown} does not fit the units", given=tuple(tensor.shape), expected=f"one number or {self.units}"
-            ) from error
-        if shown in self.learn:
-            setattr(self, name, nn.Parameter(tensor))
-        else:
-            self.register_buffer(name, tensor)
-
-    @property
-    def tau_mem(self) -> Tensor:
-        """Time constant of the membrane, ms."""
-        return self.log_tau_mem.exp()
+        self.discretisation, self.scale_input = discretisation, scale_input
+        self.delayed_reset, self.inclusive = delayed_reset, inclusive
+        self._number("tau_mem", tau_mem)
+        if isinstance(gain, Tensor) or gain != 1 or "gain" in self.learn:
+            positive("gain", gain, unit="")
+            self._number("gain", gain)
+        self._number("threshold", threshold)
+        self._number("rest", rest)
+        self._number("reset_value", reset_value)
+        self._rests = self._is_on("rest")  # without, a step is cheaper
 
     @property
     def decay(self) -> Tensor:
         """α, the factor of the potential per step."""
         if self.discretisation == "euler":
-            return 1 - self.dt / self.tau_mem
-        return torch.exp(-self.dt / self.tau_mem)
+            euler: Tensor = 1 - self.dt / self.tau_mem
+            return euler
+        return decay_of(self.dt, self.tau_mem)
 
-    def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> LIFState:
-        """The state at rest, each tensor `[batch, unit…]`."""
-        v = self.rest.detach().to(dtype or self.rest.dtype).expand(batch, *self.units).clone()
-        return LIFState(v, torch.zeros_like(v), torch.zeros_like(v))
+    def _start(self) -> dict[str, Tensor | float]:
+        return {"v": self.rest}
 
-    def forward(self, x: Tensor, state: LIFState | None = None) -> tuple[Tensor, LIFState]:
-        """Spikes `[time, batch, unit…]` of the current x, and the state after the last step."""
+    def forward(
+        self, x: Tensor, state: LIFState | None = None, *, recurrent: Tensor | SparseWeight | None = None
+    ) -> tuple[Tensor, LIFState]:
+        """Spikes `[time, batch, unit…]` of the current x, and the state after the last step.
+
+        `recurrent` is a weight through which the units drive one another (see `Recurrent`, which owns one).
+        """
         self._check(x)
-        return self._run(x, state)
-
-    def _run(self, x: Tensor, state: LIFState | None) -> tuple[Tensor, LIFState]:
         decay = self.decay
         return lif(
             x,
             state,
             decay=decay,
-            gain=1 - decay if self.scale_input else 1.0,
+            gain=self.gain * (1 - decay) if self.scale_input else self.gain,
             threshold=self.threshold,
             reset_value=self.reset_value,
             rest=self.rest if self._rests else 0.0,
@@ -176,41 +166,8 @@ class LIF(nn.Module):
             inclusive=self.inclusive,
             refractory=round(self.refractory / self.dt),
             surrogate=self.surrogate,
+            smooth=self.smooth,
             port=self.port,
+            recurrent=recurrent,
+            backend=self.backend,
         )
-
-    def _check(self, x: Tensor) -> None:
-        """Refuse an input that is not `[time, batch, unit…]`, with what was probably meant."""
-        expected = f"[time, batch, {', '.join(map(str, self.units))}]"
-        if not isinstance(x, Tensor):
-            raise DtypeError("the input is not a tensor", given=type(x).__name__, expected=expected)
-        if tuple(x.shape[2:]) != self.units:
-            mend = None
-            if tuple(x.shape[1:]) == self.units:
-                mend = "for one step of a batch give x.unsqueeze(0), for one sample over time x.unsqueeze(1)"
-            elif x.dim() == len(self.units) + 2 and sorted(x.shape[1:]) == sorted((x.shape[1], *self.units)):
-                mend = "units come last"
-            elif x.dim() == 3 and self.units[0] in x.shape:
-                at = list(x.shape).index(self.units[0])
-                mend = f"units come last; here they seem to be dimension {at}: permute the input"
-            raise ShapeError("the input does not fit the layer", given=tuple(x.shape), expected=expected, mend=mend)
-        if x.shape[1] == 0:
-            raise ShapeError("the batch is empty", given=tuple(x.shape), expected=expected)
-        if not x.is_floating_point():
-            raise DtypeError("the input is not floating point", given=x.dtype, mend="convert it, e.g. x.float()")
-        if x.device != self.log_tau_mem.device:
-            raise DeviceError(
-                "the input lies on another device than the layer", given=x.device, expected=self.log_tau_mem.device
-            )
-
-    def extra_repr(self) -> str:
-        """What `print(layer)` shows."""
-        tau = self.tau_mem.detach()
-        shown = f"{tau.item():g}" if tau.numel() == 1 else f"{tau.min().item():g}…{tau.max().item():g}"
-        learn = f", learn={self.learn}" if self.learn else ""
-        return f"{'×'.join(map(str, self.units))}, tau_mem={shown} ms, reset={self.reset!r}{learn}"
-
-
-def _positive(name: str, value: float | Tensor) -> None:
-    if not bool((torch.as_tensor(value) > 0).all()):
-        raise RangeError(f"{name} must be positive", given=value, expected="ms > 0")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import ShapeError
-from plexus.kernels import LIFState
+from plexus.kernels import LIFState, SparseWeight
 from plexus.nn.neurons._lif import LIF
 
 __all__ = ["RecurrentLIF"]
@@ -22,6 +22,8 @@ __all__ = ["RecurrentLIF"]
 
 class RecurrentLIF(LIF):
     """`spikes, state = RecurrentLIF(100)(current)`; current `[time, batch, unit]`.
+
+    The usual recurrent layer in one module; `Recurrent` puts any of our neurons and any wiring together.
 
     Args:
         units: number of units.
@@ -61,14 +63,13 @@ class RecurrentLIF(LIF):
         self.weight = nn.Parameter(torch.randn(units, units, generator=generator) * weight_gain / units**0.5)
         self.register_buffer("mask", None if autapses else 1 - torch.eye(units), persistent=False)
 
-    def forward(self, x: Tensor, state: LIFState | None = None) -> tuple[Tensor, LIFState]:
-        """Spikes `[time, batch, unit]` of the current x, and the state after the last step."""
-        self._check(x)
-        if state is None:
-            state = self.initial_state(x.shape[1], dtype=x.dtype)
-        weight = self.weight if self.mask is None else self.weight * self.mask
-        spikes = []
-        for current in x.unbind(0):
-            out, state = self._run((current + state.z @ weight.T).unsqueeze(0), state)
-            spikes.append(out)
-        return torch.cat(spikes) if spikes else torch.zeros_like(x), state
+    def forward(
+        self, x: Tensor, state: LIFState | None = None, *, recurrent: Tensor | SparseWeight | None = None
+    ) -> tuple[Tensor, LIFState]:
+        """Spikes `[time, batch, unit]` of the current x, and the state after the last step.
+
+        `recurrent` stands in for the layer's own weight.
+        """
+        if recurrent is None:
+            recurrent = self.weight if self.mask is None else self.weight * self.mask
+        return super().forward(x, state, recurrent=recurrent)

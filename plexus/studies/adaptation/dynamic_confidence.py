@@ -287,8 +287,8 @@ class DynamicConfidence(_DynamicConfidence):
         "Calibration samples are taken off the training set; the published script takes them off the test set, which "
         "an arm shows.",
         "The surrogate-trained network on random spikes is ours: there evidence really arrives over time.",
-        "Twenty seeds: a first confirming run of ten left the advantage undecided (0.48, 0.36 to 0.61, bar 0.6), as the "
-        "best fixed number of steps varies from 1 to 16 over seeds. Bars are unchanged, the twenty seeds are new.",
+        "Twenty seeds: a first confirming run of ten left the advantage undecided (0.48, 0.36 to 0.61, bar 0.6), as "
+        "the best fixed number of steps varies from 1 to 16 over seeds. Bars are unchanged, the twenty seeds are new.",
     )
     seeds = 20
     scales: ClassVar = {

@@ -1,0 +1,12 @@
+from ._graph import GraphNetwork as GraphNetwork
+from ._graph import GraphState as GraphState
+from ._modules import Delay as Delay
+from ._modules import DelayLineState as DelayLineState
+from ._modules import Scale as Scale
+from ._nir_export import save_nir as save_nir
+from ._nir_export import to_nir as to_nir
+from ._nir_import import from_nir as from_nir
+from ._nir_import import load_nir as load_nir
+from ._table import exchange_table as exchange_table
+from ._weights import from_snntorch as from_snntorch
+from ._weights import from_spikingjelly as from_spikingjelly
