@@ -48,7 +48,7 @@ def graphs():
         graph = nir.read(path)
         out = run_norse(graph, x, float(dt) / 1000) if peer == "norse" else run_snntorch(graph, x)
         torch.save(out.detach(), path.with_suffix(".z.pt"))
-        found[path.stem] = float(out.mean())
+        found[path.stem] = float(out.detach().mean())
     return found
 
 
@@ -78,7 +78,7 @@ def weights():
             mems, out = [torch.zeros(4, 8), torch.zeros(4, 5)], []
             for row in x:
                 first, mems[0] = net[1](net[0](row), mems[0])
-                second, mems[1] = net[3](net[2](first), mems[1])
+                second, mems[1] = net[3](net[2](first.to(x)), mems[1])  # its spikes are float32
                 out.append(second)
             compare(f"snntorch leaky {reset} {delay}", torch.stack(out), from_snntorch(net, x[0])(x)[0])
     synaptic = nn.Sequential(

@@ -146,7 +146,7 @@ def test_a_graph_of_another_tool(tmp_path: Path) -> None:
         v = np.where(z, lif.v_reset, v)
         spikes.append(z.astype(float))
     assert 0.02 < np.mean(spikes) < 0.9
-    assert np.array_equal(net(x)[0][:, 0].numpy(), np.array(spikes))
+    assert np.array_equal(net(x)[0][:, 0].detach().numpy(), np.array(spikes))
     with pytest.raises(UnsupportedError, match="Euler"):
         from_nir(graph, dt=20.0, discretisation="euler")
 
