@@ -137,7 +137,7 @@ def readers():
         "LIF": (nir.LIF(one, 1e4 * one, 0 * one, one), shape),
         "LI": (nir.LI(one, one, 0 * one), shape),
         "I": (nir.I(one), shape),
-        "CubaLIF": (nir.CubaLIF(one, one, 1e4 * one, 0 * one, one), shape),
+        "CubaLIF": (nir.CubaLIF(one, one, one, 0 * one, one), shape),  # snnTorch wants R = τ/dt, which ours never is
         "Delay": (nir.Delay(0.001 * one), shape),
         "Scale": (nir.Scale(one), shape),
     }

@@ -6,20 +6,22 @@ reader takes (which tests against the installed tools confirm).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 import torch
 from torch import nn
 
-from plexus.errors import PlexusError, UnsupportedError, require
+from plexus.errors import FormatError, PlexusError, UnsupportedError, require
 from plexus.nn._sequential import Sequential
 
 __all__ = ["READERS", "exchange_table"]
 
 READERS: dict[str, frozenset[str]] = {
-    "snnTorch": frozenset({"Affine", "Linear", "Conv2d", "AvgPool2d", "SumPool2d", "LIF", "CubaLIF"}),
+    "snnTorch": frozenset({"Affine", "Linear", "Conv2d", "AvgPool2d", "SumPool2d", "LIF"}),
     "Norse": frozenset({"Affine", "Linear", "Conv2d", "SumPool2d", "IF", "LIF", "CubaLIF"}),
 }
-"""Which nodes of NIR the importer of a tool builds (versions 1.0 and 1.1)."""
+"""Which nodes of NIR, as our layers write them, the importer of a tool builds (versions 1.0 and 1.1)."""
 
 LOOPS = frozenset({"Norse"})
 """Tools that run a graph in which a neuron's output comes back to it."""
@@ -123,3 +125,16 @@ def markdown() -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     lines += ["| " + " | ".join(row[key] for key in head) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def write(page: Path) -> None:
+    """Put the table of today between the two markers of a page."""
+    before, begin, rest = page.read_text().partition("<!-- table -->\n")
+    _, end, after = rest.partition("<!-- end of table -->")
+    if not (begin and end):
+        raise FormatError(f"{page} has no place for the table", expected="<!-- table --> … <!-- end of table -->")
+    page.write_text(before + begin + "\n" + markdown() + "\n" + end + after)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
