@@ -36,6 +36,12 @@ def load_nir(path: str | os.PathLike[str], **options: Any) -> nn.Module:
 
     Raises:
         FormatError: the file is not there or is no NIR graph.
+
+    Examples:
+        >>> load_nir("nowhere.nir")
+        Traceback (most recent call last):
+        plexus.errors.FormatError: there is no such file
+          given: nowhere.nir
     """
     nir = require("nir", "interop", purpose="NIR files")
     if not Path(path).is_file():
@@ -90,6 +96,10 @@ class _Import:
         nodes, edges = _flat(self.nir, graph)
         self.layers: dict[str, list[nn.Module]] = {}
         ends: dict[str, str] = {}
+        for kind, what in ((self.nir.Input, "input"), (self.nir.Output, "output")):
+            found = [name for name, node in nodes.items() if isinstance(node, kind)]
+            if len(found) != 1:
+                raise UnsupportedError(f"the graph does not have one {what}", given=found, expected="one")
         for name, node in nodes.items():
             if isinstance(node, self.nir.Input | self.nir.Output):
                 ends[name] = "input" if isinstance(node, self.nir.Input) else "output"
