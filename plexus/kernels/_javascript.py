@@ -20,7 +20,7 @@ from plexus.kernels._alif_model import ALIF_DYNAMICS
 from plexus.kernels._frame import PORT, Dynamics, options_from, options_key
 from plexus.kernels._izhikevich_model import IZHIKEVICH_DYNAMICS
 from plexus.kernels._lif_model import LIF_DYNAMICS
-from plexus.kernels._source import _Specialise, indent
+from plexus.kernels._source import Specialise, indent
 from plexus.kernels._surrogate import SURROGATES
 
 __all__ = ["MODELS", "function", "javascript"]
@@ -55,7 +55,7 @@ MODELS: Mapping[str, tuple[Dynamics, Mapping[str, Any]]] = {
 }
 
 
-class _Choose(_Specialise):
+class _Choose(Specialise):
     """Decide the options, and leave the rest as it is written."""
 
     def visit_Name(self, node: ast.Name) -> ast.AST:

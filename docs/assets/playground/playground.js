@@ -627,7 +627,7 @@ globalThis.PlexusPlayground = (() => {
     const at = (px, py) => `${across(px).toFixed(1)} ${up(py).toFixed(1)}`;
     const clipId = `pg-clip-${host.dataset.plot}`;
     const grid = [
-      ...ticks(x, Math.max(3, Math.floor(width / 90))).map(
+      ...ticks(x, Math.max(3, Math.floor(width / 70))).map(
         (v) =>
           `<path class="pg-grid" d="M${at(v, y[0])}L${at(v, y[1])}"/>` +
           `<text x="${across(v).toFixed(1)}" y="${height - edge.bottom + 15}" text-anchor="middle">${short(v)}</text>`,
@@ -892,7 +892,7 @@ globalThis.PlexusPlayground = (() => {
       const membrane = `membrane v${kind === "lif" || kind === "alif" ? "" : ", mV"}`;
       chart(plot("membrane"), {
         title: `Membrane potential of the ${neuron.title} neuron, with its spikes`,
-        height: 220,
+        height: root.clientWidth < 600 ? 170 : 220,
         x,
         y: [low, top],
         yLabel: membrane,
