@@ -11,7 +11,7 @@ from typing import Any
 from plexus.kernels._frame import Dynamics, Options
 from plexus.kernels._surrogate import SURROGATES
 
-__all__ = ["CHUNK", "Loops", "head", "indent", "source"]
+__all__ = ["CHUNK", "Loops", "Specialise", "head", "indent", "source"]
 
 CHUNK = 2048  # columns a chunk may have at most: its state and parameters stay in the first two levels of cache
 
@@ -52,7 +52,7 @@ def erf(x):
 """
 
 
-class _Specialise(ast.NodeTransformer):
+class Specialise(ast.NodeTransformer):
     """Decide the options, type the literals, hand the spike its width and height, and keep names to themselves."""
 
     def __init__(self, o: Options, local: set[str]) -> None:
@@ -85,7 +85,7 @@ def _inlined(function: Callable[..., Any], o: Options, values: Sequence[str]) ->
     assert isinstance(tree, ast.FunctionDef)
     arguments = [a.arg for a in tree.args.args if a.arg not in ("spike", "slope", "o")]
     assigned = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    tree = ast.fix_missing_locations(_Specialise(o, {*arguments, *assigned}).visit(tree))
+    tree = ast.fix_missing_locations(Specialise(o, {*arguments, *assigned}).visit(tree))
     *body, last = tree.body
     assert isinstance(last, ast.Return)
     assert last.value is not None
