@@ -41,7 +41,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PLEXUS_DATA", str(folder))
-        for number, block in enumerate(["hidden, epochs = 24, 12", *BLOCKS[1:]]):
+        for number, block in enumerate(["hidden, epochs = 32, 60", *BLOCKS[1:]]):
             exec(compile(block, f"{PAGE.name}, block {number + 1}", "exec"), names)
     return names, folder
 
