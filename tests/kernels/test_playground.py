@@ -1,7 +1,7 @@
 """The playground of the documentation: what its JavaScript computes is what the kernels compute.
 
-The files are run by V8, embedded (`mini-racer`). The programs that the page shows for other libraries are run, too: those
-of Plexus here, the others in the peers' environment (see tests/nn/test_peers.py), and must give the same spikes.
+The files are run by V8, embedded (`mini-racer`). The programs that the page shows are run, too: those for Plexus here,
+those for other libraries in the peers' environment (see tests/nn/test_peers.py), and must give the same spikes.
 """
 
 import json
@@ -128,26 +128,22 @@ def test_every_step_is_the_kernels(page, name):
         out, *memory = eager_loop(dynamics, [now.view(1, 1, 1)], memory, columns, plain, o, spike)
         spikes.append(out.item())
         states.append([m.item() for m in memory])
-    given = [numbers[n] for n in dynamics.numbers] + plain
+    start = [start if s == "v" else 0.0 for s in dynamics.memory]
+    given = json.dumps([numbers[n] for n in dynamics.numbers] + plain)
     found = page(
-        f"(() => {{ const m = N.models.{name}; let s = {json.dumps(first(dynamics, start))};"
-        f" const all = []; for (const x of {json.dumps(x.tolist())}) {{ const r = m.step(x, ...s, ...{json.dumps(given)});"
-        f" all.push(r); s = r.slice(1); }} return all; }})()"
+        f"((step, s) => {json.dumps(x.tolist())}.map((x) => {{ const r = step(x, ...s, ...{given}); s = r.slice(1);"
+        f" return r; }}))(N.models.{name}.step, {json.dumps(start)})"
     )
     assert 3 < sum(spikes) < 390
     assert [row[0] for row in found] == spikes
     torch.testing.assert_close(torch.tensor([row[1:] for row in found]), torch.tensor(states), rtol=1e-9, atol=1e-9)
 
 
-def first(dynamics, start):
-    return [start if s == "v" else 0.0 for s in dynamics.memory]
-
-
 def horizon(kind, spikes, count=12):
     """Steps within which rounding cannot show: a spike of an Izhikevich neuron may multiply it, those of others do not.
 
-    Its recovery takes up how far the potential overshot, which depends steeply on when it took off: a relative change of
-    1e-14 in one current grows to order 1 within 36 spikes of the fast-spiking type.
+    Its recovery takes up how far the potential overshot, which depends steeply on when it took off: a relative change
+    of 1e-14 in one current grows to order 1 within 36 spikes of the fast-spiking type.
     """
     fired = [t for t, s in enumerate(spikes) if s]
     return fired[count - 1] + 1 if kind == "izhikevich" and len(fired) > count else len(spikes)
