@@ -6,8 +6,8 @@ Forward, loss, backward and Adam of 700–512–512–20 LIF at [time, batch] = 
 hidden layers, and of a small convolutional network at [25, 64, 2, 34, 34]; float32, hard reset, arctan surrogate. Peers
 run at the settings that are fastest on a CPU: weight layers over all of time at once, SpikingJelly's inductor backend.
 
-`bare_ms` is the same step without its neurons: dense matrix products, loss and optimiser, the recurrent products step by
-step without autograd. `neurons_ms` is a step less that, and `products` the share of it in our step with `nn.Linear`
+`bare_ms` is the same step without its neurons: dense matrix products, loss and optimiser, the recurrent products step
+by step without autograd. `neurons_ms` is a step less that, and `products` the share of it in our step with `nn.Linear`
 ("plexus dense"). "plexus" has `SpikingLinear` in its place, which does less than the dense products; "plexus recompute"
 is that with `memory="recompute"`. The input spikes at 5 % of its places. Numbers are medians.
 """
