@@ -12,6 +12,7 @@ import torch
 
 from plexus._version import __version__
 from plexus.kernels import BACKENDS, lif
+from plexus.kernels._triton import missing
 from plexus.lab._catalogue import catalogue
 from plexus.lab._ledger import ledger_folder
 from plexus.lab._machine import cores, machine_class
@@ -61,6 +62,10 @@ def _kernels() -> list[dict[str, Any]]:
         except Exception as error:  # whatever stops a kernel here is what the user wants to know
             entry["why"] = f"{type(error).__name__}: {error}".splitlines()[0]
         found.append(entry)
+    if "cuda" not in BACKENDS:
+        found.insert(
+            -1, {"kernel": "fused, triton", "device": "cuda", "runs": False, "milliseconds": None, "why": missing()}
+        )
     return found
 
 
