@@ -22,7 +22,7 @@ from plexus.kernels._written import written_module
 __all__ = ["backward", "forward", "installed", "missing"]
 
 BLOCK = 128  # columns of a program: one for each thread of four warps
-_LARGE = 64 << 20  # bytes of what is carried between steps that backward keeps at once
+LARGE = 64 << 20  # bytes of what is carried between steps that backward keeps at once
 
 
 def installed() -> bool:
@@ -118,7 +118,7 @@ def _loop(
 
 
 def _stretch(steps: int, size: int) -> int:
-    return max(1, steps if steps * size <= _LARGE else math.isqrt(steps - 1) + 1)
+    return max(1, steps if steps * size <= LARGE else math.isqrt(steps - 1) + 1)
 
 
 def _launch(kernel: Any, like: Tensor, *arguments: Any) -> None:

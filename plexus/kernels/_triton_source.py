@@ -101,7 +101,7 @@ class _Specialise(Specialise):
 
 
 def triton_source(dynamics: Dynamics, o: Options, dtype: str, uniform: bool, learn: bool) -> str:
-    """The module that holds this model's kernels, as text. Numbers are always read per column: `uniform` says nothing."""
+    """The module that holds this model's kernels, as text; one for all `uniform`, as they read numbers per column."""
     text = _HEAD.format(dtype=dtype, first=1 / 25, half=11)
     text += _EXACT_DIVISION if dtype == "float32" else _PLAIN_DIVISION
     return text + spikes(o, "@triton.jit", _Specialise) + _Kernels(dynamics, o, True, learn).text()
