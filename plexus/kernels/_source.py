@@ -175,11 +175,12 @@ class Loops:
         incoming = [self.at(f"d_{s}") if s in self.real else "_f(0.0)" for s in self.d.states]
         given = [*(self.now(f"x_{n}") for n in self.d.inputs), *values, self.now("grad"), *incoming]
         body, found = _inlined(self.d.adjoint, self.o, given, self.specialise)
-        groups = []
-        for names in (self.d.inputs, self.d.states, self.d.parameters):
-            groups.append(dict(zip(names, found, strict=False)))
-            found = found[len(names) :]
-        return (body, *groups)
+        rest = iter(found)
+        d_inputs, d_states, d_parameters = (
+            {name: next(rest) for name in names} for names in (self.d.inputs, self.d.states, self.d.parameters)
+        )
+        assert next(rest, None) is None, "an adjoint returns one gradient for each input, state and parameter"
+        return body, d_inputs, d_states, d_parameters
 
     def load(self) -> str:
         text = "for j in range(n):\n    pass\n"

@@ -40,7 +40,7 @@ def test_kernels_equal_the_eager_reference_in_the_interpreter():
 @needs_triton
 def test_kernels_compile_for_gpus_that_are_not_here(tmp_path):
     out = run(str(FOLDER / "triton_compile.py"), TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
-    assert out.split() == ["lif", "float32", "lif", "float64", "adex", "float32", "coba", "float64"]
+    assert out.split() == ["lif", "float32", "coba", "float64"]
 
 
 @pytest.mark.skipif(_triton.missing() is not None, reason=f"no kernels run here: {_triton.missing()}")
@@ -56,13 +56,9 @@ def test_triton_is_the_backend_of_gpus_where_torch_has_them():
     assert not expected or BACKENDS["cuda"].name == "triton"
 
 
-def test_nothing_of_triton_is_imported_before_a_launch():
-    code = (
-        "import sys, torch; before = set(sys.modules); from plexus.kernels import lif, _triton;"
-        "lif(torch.rand(3, 2, 4), decay=0.9); new = set(sys.modules) - before;"
-        "print(any(name.partition('.')[0] == 'triton' for name in new))"
-    )
-    assert run("-c", code).strip() == "False"
+def test_nothing_of_triton_is_imported_with_the_kernels():
+    out = run("-c", "import sys; from plexus.kernels import lif, _triton; print('triton' in sys.modules)")
+    assert out.strip() == "False"
 
 
 def test_what_is_missing_is_said(monkeypatch):

@@ -4,7 +4,6 @@ from triton import compile as compiled
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from plexus.kernels._adex_model import ADEX_DYNAMICS
 from plexus.kernels._coba_model import COBA_DYNAMICS
 from plexus.kernels._frame import options_key
 from plexus.kernels._lif_model import LIF_DYNAMICS
@@ -33,8 +32,6 @@ def types(kernel, dtype):
 
 for dynamics, chosen, dtype in (
     (LIF_DYNAMICS, {"port": True, "refractory": True, "smooth": True}, "float32"),
-    (LIF_DYNAMICS, {"reset": "hard", "delayed": True, "surrogate": "fast_sigmoid"}, "float64"),
-    (ADEX_DYNAMICS, {"refractory": True, "surrogate": "triangular"}, "float32"),
     (COBA_DYNAMICS, {"port": True, "surrogate": "gaussian", "smooth": True}, "float64"),
 ):
     module = written_module(triton_source, dynamics, options_key(dynamics, chosen), dtype, True, True)
