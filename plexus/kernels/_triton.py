@@ -1,7 +1,6 @@
 """Fused loops on a GPU, by Triton: `_triton_source` writes the kernels, Triton compiles and caches them.
 
-Nothing of Triton is imported before the first launch. Recurrent weights have no kernel here yet: a layer with them runs
-the eager reference on a GPU.
+Nothing of Triton is imported here before the first launch. `_triton_recurrent` runs layers with recurrent weights.
 """
 
 from __future__ import annotations
@@ -15,11 +14,21 @@ import torch
 from torch import Tensor
 
 from plexus.kernels._buffers import fresh_gradients, fresh_memory, rows, used_columns
-from plexus.kernels._frame import Dynamics, options_from
+from plexus.kernels._frame import Dynamics, Options, options_from
 from plexus.kernels._triton_source import triton_source
 from plexus.kernels._written import written_module
 
-__all__ = ["backward", "forward", "installed", "missing"]
+__all__ = [
+    "backward",
+    "forward",
+    "installed",
+    "kernels",
+    "launch",
+    "missing",
+    "stretch_of",
+    "strided",
+    "unit_numbers",
+]
 
 BLOCK = 128  # columns of a program: one for each thread of four warps
 LARGE = 64 << 20  # bytes of what is carried between steps that backward keeps at once
@@ -51,10 +60,10 @@ def forward(
     x, o = inputs[0], options_from(dynamics, options)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     after, written = fresh_memory(dynamics, o, memory)
-    _launch(
-        _kernels(dynamics, options, x, False).forward,
+    launch(
+        kernels(dynamics, options, x, False).forward,
         memory[0],
-        *_strided(inputs),
+        *strided(inputs),
         out,
         *_loop(dynamics, inputs, memory, columns, options),
         *written,
@@ -81,11 +90,11 @@ def backward(
     d_first, d_columns, written = fresh_gradients(dynamics, o, memory, grad_states, learn)
     incoming = [g.contiguous() for name, g in zip(dynamics.states, grad_states, strict=True) if name in carried]
     steps, size = len(x), len(carried) * memory[0].numel()
-    stretch = _stretch(steps, size * x.element_size())
-    _launch(
-        _kernels(dynamics, options, x, learn).backward,
+    stretch = stretch_of(steps, size * x.element_size())
+    launch(
+        kernels(dynamics, options, x, learn).backward,
         memory[0],
-        *_strided([*inputs, grad]),
+        *strided([*inputs, grad]),
         *d_inputs,
         *_loop(dynamics, inputs, memory, columns, options),
         *incoming,
@@ -98,30 +107,38 @@ def backward(
     return [*d_inputs, *d_first, *d_columns]
 
 
-def _kernels(dynamics: Dynamics, options: str, x: Tensor, learn: bool) -> Any:
+def kernels(dynamics: Dynamics, options: str, x: Tensor, learn: bool) -> Any:
+    """The module of this model's kernels."""
     return written_module(triton_source, dynamics, options, str(x.dtype).rpartition(".")[2], True, learn)
 
 
-def _strided(tensors: Sequence[Tensor]) -> list[Any]:
+def strided(tensors: Sequence[Tensor]) -> list[Any]:
+    """Each tensor as dense rows, and the distance between them."""
     return [part for pair in map(rows, tensors) for part in pair]
 
 
 def _loop(
     dynamics: Dynamics, inputs: Sequence[Tensor], memory: Sequence[Tensor], columns: Sequence[Tensor], options: str
 ) -> list[Any]:
-    """What every loop gets: its extents, what is carried into it, and the units' numbers, each with its step."""
+    """What every loop gets: its extents, what is carried into it, and the units' numbers."""
     o = options_from(dynamics, options)
-    used, units = used_columns(dynamics, o, columns)
+    units, numbers = unit_numbers(dynamics, o, columns)
     before = [m.contiguous() for name, m in zip(dynamics.memory, memory, strict=True) if name in dynamics.carried(o)]
-    numbers = [part for column in used for part in (column.contiguous(), int(column.numel() > 1))]
     return [len(inputs[0]), memory[0].numel(), units, *before, *numbers]
 
 
-def _stretch(steps: int, size: int) -> int:
+def unit_numbers(dynamics: Dynamics, o: Options, columns: Sequence[Tensor]) -> tuple[int, list[Any]]:
+    """How many units there are to tell apart; and their numbers, each with the step from unit to unit."""
+    used, units = used_columns(dynamics, o, columns)
+    return units, [part for column in used for part in (column.contiguous(), int(column.numel() > 1))]
+
+
+def stretch_of(steps: int, size: int) -> int:
+    """How many steps backward walks through at once, of which each carries `size` bytes."""
     return max(1, steps if steps * size <= LARGE else math.isqrt(steps - 1) + 1)
 
 
-def _launch(kernel: Any, like: Tensor, *arguments: Any) -> None:
+def launch(kernel: Any, like: Tensor, *arguments: Any) -> None:
     """Run the kernel over all columns, on the device of `like`."""
     if like.numel():
         with torch.cuda.device_of(like):

@@ -9,6 +9,9 @@ was carried into each stretch of steps; then, from the last stretch to the first
 writes what was carried into each step to `K`, and takes the adjoints. Stretches of √T steps keep `H` and `K` at √T rows
 each; where all fits, one stretch is all, and the first walk has nothing to do.
 
+A recurrent layer has a product between two steps. Forwards it launches `forward` for every step; backwards its currents
+are known, so `again` steps through a stretch and writes `K`, and `retreat` takes the adjoint of one step.
+
 Numbers are rounded as in the eager reference, except by `exp` and `erf`: divisions are exact, and kernels are compiled
 without contraction to multiply-adds.
 """
@@ -121,35 +124,44 @@ class _Kernels(Loops):
     def before(self, name: str) -> str:
         return f"k_{name}"
 
+    def text(self) -> str:
+        return self.forward() + self.backward() + self.again() + self.retreat()
+
+    @property
+    def columns(self) -> str:
+        return "".join(f"p_{n}, p_{n}_step, " for n in self.used)
+
     @property
     def values(self) -> str:
-        steps = "".join(f"p_{n}, p_{n}_step, " for n in self.used)
-        return "".join(f"m_{n}, " for n in self.carried) + steps
+        return "".join(f"m_{n}, " for n in self.carried) + self.columns
 
     @property
     def numbers(self) -> str:
         return ", ".join(f'{n}_: "fp64"' for n in self.constants)
 
     def begin(self) -> str:
-        """The columns of this program, their numbers and what is carried into the first step."""
+        """The columns of this program and their numbers."""
         text = "column = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)\n"
         text += "inside = column < total\nunit = column % units\n"
         text += "".join(f"c_{n} = tl.load(p_{n} + unit * p_{n}_step)\n" for n in self.used)
-        text += "".join(f"c_{n} = _f({n}_)\n" for n in self.constants)
-        return text + "".join(_load(self.at(n), f"m_{n} + column") for n in self.carried)
+        return text + "".join(f"c_{n} = _f({n}_)\n" for n in self.constants)
+
+    def start(self) -> str:
+        """Further, what is carried into the first step."""
+        return self.begin() + "".join(_load(self.at(n), f"m_{n} + column") for n in self.carried)
 
     def read(self, *names: str) -> str:
         """This step's row of inputs or of the output's gradient."""
         return "".join(_load(self.now(n), _row(n, "t", f"{n}_stride")) for n in names)
 
-    def advance(self, emit: bool = False) -> str:
+    def advanced(self, emit: bool = False) -> str:
         """One step; its output is written where it is asked for."""
         body, new, out = self.step()
         text = self.read(*(f"x_{n}" for n in self.d.inputs)) + body + "\n"
         text += _store(_row("out", "t"), out) if emit else ""
         return text + _assign({self.at(n): e for n, e in new.items()})
 
-    def retreat(self) -> str:
+    def retreated(self) -> str:
         """One step backwards, from what was carried into it."""
         body, d_inputs, d_states, d_parameters = self.adjoint()
         text = self.read(*(f"x_{n}" for n in self.d.inputs), "grad")
@@ -157,6 +169,10 @@ class _Kernels(Loops):
         text += "".join(_store(_row(f"dx_{n}", "t"), e) for n, e in d_inputs.items())
         text += "".join(f"{self.at(f'g_{p}')} += {d_parameters[p]}\n" for p in self.learnt)
         return text + _assign({self.at(f"d_{s}"): d_states[s] for s in self.real})
+
+    def keep(self) -> str:
+        """Write what is carried into step i."""
+        return "".join(_store(self.place("K", "i", n), self.at(n)) for n in self.carried)
 
     def place(self, buffer: str, index: str, name: str) -> str:
         """Where a buffer `[index, carried, column]` keeps something that is carried."""
@@ -169,9 +185,9 @@ class _Kernels(Loops):
 @triton.jit(do_not_specialize=["steps"])
 def forward({self.strided}, out, steps, total, units, {self.values}{finals}
             {self.numbers}, BLOCK: tl.constexpr):
-{indent(self.begin(), 4)}
+{indent(self.start(), 4)}
     for t in range(steps):
-{indent(self.advance(emit=True), 8)}
+{indent(self.advanced(emit=True), 8)}
 {indent("".join(_store(f"f_{n} + column", self.at(n)) for n in ends), 4)}
 """
 
@@ -184,17 +200,16 @@ def forward({self.strided}, out, steps, total, units, {self.values}{finals}
         arrive = "".join(_store(f"o_{n[2:]} + column", self.at(n)) for n in (*ends, *sums))
         leave = "".join(_store(self.place("H", "h", n), self.at(n)) for n in self.carried)
         resume = "".join(_load(self.at(n), self.place("H", "h", n)) for n in self.carried)
-        keep = "".join(_store(self.place("K", "i", n), self.at(n)) for n in self.carried)
         return f"""
 @triton.jit(do_not_specialize=["steps", "stretch"])
 def backward({self.strided}, grad, grad_stride, {self.names("dx")}, steps, total, units, {self.values}{results}
              H, K, stretch, {self.numbers}, BLOCK: tl.constexpr):
-{indent(self.begin(), 4)}
+{indent(self.start(), 4)}
     stretches = tl.cdiv(steps, stretch)
     for h in range(stretches):
 {indent(leave, 8)}
         for t in range(h * stretch, tl.minimum((h + 1) * stretch, (stretches - 1) * stretch)):
-{indent(self.advance(), 12)}
+{indent(self.advanced(), 12)}
     tl.debug_barrier()  # what one thread wrote to H or K another one may read
 {indent(turn, 4)}
     for back in range(stretches):
@@ -204,15 +219,44 @@ def backward({self.strided}, grad, grad_stride, {self.names("dx")}, steps, total
 {indent(resume, 8)}
         for i in range(n):
             t = first + i
-{indent(keep, 12)}
-{indent(self.advance(), 12)}
+{indent(self.keep(), 12)}
+{indent(self.advanced(), 12)}
         tl.debug_barrier()
         for j in range(n):
             i = n - 1 - j
             t = first + i
-{indent(self.retreat(), 12)}
+{indent(self.retreated(), 12)}
         tl.debug_barrier()
 {indent(arrive, 4)}
+"""
+
+    def again(self) -> str:
+        """A stretch of steps that keeps what is carried into each of them."""
+        ends = "".join(_store(f"f_{n} + column", self.at(n)) for n in self.carried)
+        return f"""
+@triton.jit(do_not_specialize=["steps"])
+def again({self.strided}, K, steps, total, units, {self.values}{"".join(f"f_{n}, " for n in self.carried)}
+          {self.numbers}, BLOCK: tl.constexpr):
+{indent(self.start(), 4)}
+    for i in range(steps):
+        t = i
+{indent(self.keep(), 8)}
+{indent(self.advanced(), 8)}
+{indent(ends, 4)}
+"""
+
+    def retreat(self) -> str:
+        """The adjoint of one step, in place of the gradients that come to it."""
+        passed = [*(f"d_{s}" for s in self.real), *(f"g_{p}" for p in self.learnt)]
+        return f"""
+@triton.jit
+def retreat({self.strided}, grad, grad_stride, {self.names("dx")}, K, total, units, {self.columns}
+            {"".join(f"{n}, " for n in passed)}{self.numbers}, BLOCK: tl.constexpr):
+{indent(self.begin() + "".join(_load(self.at(n), f"{n} + column") for n in passed), 4)}
+    t = 0
+    i = 0
+{indent(self.retreated(), 4)}
+{indent("".join(_store(f"{n} + column", self.at(n)) for n in passed), 4)}
 """
 
 

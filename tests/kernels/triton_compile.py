@@ -35,7 +35,7 @@ for dynamics, chosen, dtype in (
     (COBA_DYNAMICS, {"port": True, "surrogate": "gaussian", "smooth": True}, "float64"),
 ):
     module = written_module(triton_source, dynamics, options_key(dynamics, chosen), dtype, True, True)
-    for kernel in (module.forward, module.backward):
+    for kernel in (module.forward, module.backward, module.again, module.retreat):
         source = ASTSource(kernel, types(kernel, dtype), constexprs={"BLOCK": BLOCK})
         found = compiled(source, target=GPUTarget("cuda", 80, 32), options={"enable_fp_fusion": False})
         assert found.asm["cubin"]

@@ -9,7 +9,8 @@ import os
 import pytest
 import torch
 
-from plexus.kernels import BACKENDS, Backend, _triton, lif
+from plexus import nn
+from plexus.kernels import BACKENDS, Backend, LIFState, SparseWeight, _triton, _triton_recurrent, lif
 from plexus.kernels._adex_model import ADEX_DYNAMICS
 from plexus.kernels._alif_model import ALIF_DYNAMICS
 from plexus.kernels._coba_model import COBA_DYNAMICS
@@ -156,7 +157,9 @@ def test_kernels_equal_the_eager_reference(dynamics, start, numbers, constants, 
 def backend():
     """Triton's kernels as the backend of the device, as they are on a GPU."""
     before = BACKENDS.get(DEVICE)
-    BACKENDS[DEVICE] = Backend("triton", (torch.float32, torch.float64), _triton.forward, _triton.backward)
+    loops = _triton.forward, _triton.backward
+    recurrent = _triton_recurrent.recurrent_forward, _triton_recurrent.recurrent_backward
+    BACKENDS[DEVICE] = Backend("triton", (torch.float32, torch.float64), *loops, *recurrent)
     yield
     del BACKENDS[DEVICE]
     if before is not None:
@@ -223,6 +226,71 @@ class TestAsTheBackend:
         fused, eager = (self.run(x, backend, surrogate="straight_through") for backend in ("fused", "eager"))
         torch.testing.assert_close(fused[2], eager[2])
         assert fused[2][0].any()
+
+
+@pytest.mark.usefixtures("backend")
+class TestRecurrence:
+    """Double precision: a product rounds as its library likes, and a spike must not hang on that."""
+
+    def check(self, call, inputs, weights, monkeypatch):
+        results = []
+        for backend, large in (("fused", _triton.LARGE), ("fused", 0), ("eager", 0)):
+            monkeypatch.setattr(_triton, "LARGE", large)
+            leaves = [t.detach().to(DEVICE).requires_grad_() for t in (*inputs, *weights)]
+            out, state = call(leaves[: len(inputs)], leaves[len(inputs) :], backend)
+            loss = (out * torch.arange(out.numel(), device=DEVICE).view(out.shape).sin()).sum()
+            loss = loss + sum(s.square().sum() for s in state)
+            results.append([out, *state, *torch.autograd.grad(loss, leaves, allow_unused=True)])
+        whole, stretches, eager = results
+        assert torch.equal(whole[0], eager[0])
+        assert 0 < whole[0].mean() < 1
+        assert whole[-1].any()
+        for a, b, c in zip(whole, stretches, eager, strict=True):
+            assert torch.equal(a, b)
+            torch.testing.assert_close(a, c)
+
+    @pytest.fixture
+    def draw(self):
+        generator = torch.Generator().manual_seed(8)
+        return lambda *shape: torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    def test_dense_weight_and_units_in_two_dimensions(self, draw, monkeypatch):
+        self.check(
+            lambda x, w, backend: lif(x[0], decay=0.8, recurrent=w[0], refractory=1, backend=backend),
+            [draw(5, 2, 3, 2)],
+            [draw(6, 6) - 0.4],
+            monkeypatch,
+        )
+
+    def test_no_time(self, draw):
+        x, w = draw(0, 2, 3).to(DEVICE), draw(3, 3).to(DEVICE).requires_grad_()
+        start = torch.ones(2, 3, device=DEVICE, dtype=torch.float64, requires_grad=True)
+        out, state = lif(x, LIFState(start, start, start), decay=0.8, recurrent=w, backend="fused")
+        assert out.shape == x.shape
+        assert torch.equal(torch.autograd.grad(state.v.sum(), start)[0], torch.ones_like(start))
+
+    def test_sparse_weight(self, draw, monkeypatch):
+        weight = (draw(4, 4) - 0.3) * (draw(4, 4) > 0.5)
+        _, starts, targets = (part.to(DEVICE) for part in SparseWeight.of(weight))
+        self.check(
+            lambda x, w, backend: lif(x[0], decay=0.8, recurrent=SparseWeight(w[0], starts, targets), backend=backend),
+            [draw(5, 2, 4)],
+            [SparseWeight.of(weight).values],
+            monkeypatch,
+        )
+
+    def test_a_model_that_carries_its_last_spike(self, draw, monkeypatch):
+        def call(x, w, backend):
+            numbers = {**ALIF, "beta": torch.linspace(0.1, 0.3, 4, device=DEVICE, dtype=torch.float64)}
+            return nn.ALIF.neuron(x, None, numbers, constants=(0.0,), recurrent=w[0], backend=backend)
+
+        self.check(call, [draw(5, 2, 4)], [draw(4, 4) - 0.3], monkeypatch)
+
+    def test_a_weight_for_one_of_two_inputs(self, draw, monkeypatch):
+        def call(x, w, backend):
+            return nn.COBA.neuron(x, None, COBA, constants=(0.0,), recurrent=[w[0], None], backend=backend)
+
+        self.check(call, [draw(5, 2, 4), 0.2 * draw(5, 2, 4)], [draw(4, 4)], monkeypatch)
 
 
 def test_port_is_what_the_cases_say():
