@@ -12,8 +12,8 @@ each; where all fits, one stretch is all, and the first walk has nothing to do.
 A recurrent layer has a product between two steps. Forwards it launches `forward` for every step; backwards its currents
 are known, so `again` steps through a stretch and writes `K`, and `retreat` takes the adjoint of one step.
 
-Numbers are rounded as in the eager reference, except by `exp` and `erf`: divisions are exact, and kernels are compiled
-without contraction to multiply-adds.
+Numbers are rounded as in the eager reference, except by `exp`, `erf` and `arctan`: divisions are exact, and kernels are
+compiled without contraction to multiply-adds.
 """
 
 from __future__ import annotations

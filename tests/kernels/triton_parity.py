@@ -95,8 +95,8 @@ def equal(found, expected, dtype):
 
 
 def with_dtypes(cases):
-    """Every case in single precision, every third in double."""
-    kinds = ((torch.float32, "single", 1), (torch.float64, "double", 3))
+    """Every case in single precision, every fifth in double."""
+    kinds = ((torch.float32, "single", 1), (torch.float64, "double", 5))
     return [pytest.param(*c.values, d, id=f"{c.id}-{name}") for d, name, each in kinds for c in cases[::each]]
 
 
@@ -183,7 +183,7 @@ class TestAsTheBackend:
         assert torch.equal(fused[0], eager[0])
         torch.testing.assert_close((*fused[1], *fused[2]), (*eager[1], *eager[2]))
 
-    @pytest.mark.parametrize("steps", [1, 4, 7])
+    @pytest.mark.parametrize("steps", [1, 7])
     def test_backward_in_stretches_of_time(self, steps, monkeypatch):
         x = torch.rand(steps, 2, 3, generator=torch.Generator().manual_seed(9))
         whole = self.run(x, "fused", delayed_reset=True)[2]
