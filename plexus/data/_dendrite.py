@@ -4,9 +4,9 @@
     n_k[t] = κ_n n_k[t-1] + Σ_excitatory w x[t]                  slow (NMDA-like) ones, τ 30
     i_k[t] = κ_i i_k[t-1] + Σ_inhibitory w x[t]                  inhibition, τ 10
     p_k[t] = κ_p p_k[t-1] + (1 - κ_p) σ((n_k[t] - i_k[t] - 2) / 0.25)     plateau potential of the branch, τ 80
-    I[t]   = Σ_k [(0.1 + p_k[t]) s_k[t] + 0.4 p_k[t] - 0.15 i_k[t]]    a plateau amplifies its branch's synapses
+    I[t]   = Σ_k [(0.02 + 1.2 p_k[t]) s_k[t] + 0.6 p_k[t] - 0.1 i_k[t]]    a plateau amplifies its branch's synapses
     v[t]   = κ_v v[t-1] + (1 - κ_v) I[t]                         soma, τ 15; held at 0 for 3 ms after a spike
-    a[t]   = κ_a a[t-1] + 0.25 z[t-1]                            adaptation of the threshold, τ 200
+    a[t]   = κ_a a[t-1] + 0.6 z[t-1]                            adaptation of the threshold, τ 200
     z[t]   = H(v[t] - 1 - a[t]),  v[t] ← (1 - z[t]) v[t]
 
 κ = exp(-dt/τ), dt = 1 ms, potentials in units of the resting threshold. Inputs are Poisson; all of one branch share a
@@ -137,8 +137,8 @@ def _simulate(x, weight, branch, excitatory, branches, spikes, voltage):  # type
             for k in range(branches):
                 opened = 1 / (1 + np.exp(-(n[k] - i[k] - 2) / 0.25))
                 p[k] = plateau * p[k] + (1 - plateau) * opened
-                current += (0.1 + p[k]) * s[k] + 0.4 * p[k] - 0.15 * i[k]
-            a = adaptation * a + 0.25 * z
+                current += (0.02 + 1.2 * p[k]) * s[k] + 0.6 * p[k] - 0.1 * i[k]
+            a = adaptation * a + 0.6 * z
             v = soma * v + (1 - soma) * current
             if silent > 0:
                 silent -= 1

@@ -27,6 +27,7 @@ def scatter_events(events: Tensor, synapses: Tensor, weight: Tensor, starts: Ten
         out: contiguous, on the CPU.
 
     Examples:
+        >>> import torch
         >>> out = torch.zeros(4, 1, 1, 1)
         >>> events, synapses = torch.tensor([[0, 0, 0, 0]]), torch.tensor([[0, 2, 0, 0]])
         >>> scatter_events(events, synapses, torch.tensor([0.5]), torch.tensor([0, 1]), out), out.flatten().tolist()

@@ -119,7 +119,7 @@ _operator.register_autograd(_backward, setup_context=_save)
 
 
 def _spread(name: str, arrays: tuple[Any, ...], size: int, work: int) -> None:
-    threads = max(1, min(torch.get_num_threads(), size, work >> 15))
+    threads = max(1, min(torch.get_num_threads(), size, work >> 18))
     edges = [size * k // threads for k in range(threads + 1)]
     run_parts([functools.partial(_compiled(name), *arrays, a, b) for a, b in pairwise(edges)])
 

@@ -20,7 +20,7 @@ from plexus.kernels._threads import run_parts
 
 __all__ = ["Product", "SparseWeight", "product"]
 
-_WORTH = 1 << 14  # additions that are worth a thread
+_WORTH = 1 << 17  # additions that are worth a thread
 
 
 class SparseWeight(NamedTuple):

@@ -25,18 +25,21 @@ NOTE = (
 CORE = ("torch", "numpy", "scipy", "numba", "safetensors", "typer", "rich", "lazy_loader")
 
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "lab": ("figures, real digits, stores behind URLs", ("sklearn", "plotly", "jinja2", "fsspec")),
+    "lab": (
+        "figures, real digits and photographs, stores behind URLs",
+        ("sklearn", "plotly", "jinja2", "fsspec", "PIL"),
+    ),
     "llm": ("language models of Hugging Face", ("transformers", "tokenizers", "peft")),
-    "events": ("nothing yet; for event-camera data", ("tonic",)),
+    "events": ("recorded event streams and the files of event cameras", ("tonic", "h5py")),
     "brain": ("nothing yet; for readers of recorded neurons", ("pynwb", "mne", "tensorly", "statsmodels", "pynapple")),
     "rl": ("nothing yet; for environments to act in", ("gymnasium", "mujoco")),
-    "interop": ("nothing yet; for graphs to and from neuromorphic hardware", ("nir",)),
+    "interop": ("NIR graphs to and from neuromorphic hardware and other simulators", ("nir",)),
     "gpu": ("fused loops on a GPU (PyTorch built for CUDA brings it along)", ("triton",)),
     "ray": ("nothing yet; for trials on a cluster", ("ray",)),
     "mlflow": ("nothing yet; for the export of runs", ("mlflow",)),
 }
 
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "lazy_loader": "lazy-loader"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "lazy_loader": "lazy-loader"}
 
 
 def _version(module: str) -> str | None:

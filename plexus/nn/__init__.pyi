@@ -35,7 +35,7 @@ from ._ei_networks import to_ei as to_ei
 from ._delayed_conv import DelayedConv as DelayedConv
 from ._delayed_conv import rate_threshold as rate_threshold
 from ._delayed_conv import winner_spikes as winner_spikes
-from ._delayed_synapses import DelayState as DelayState
+from ._delayed_synapses import PastEvents as PastEvents
 from ._delayed_synapses import EventDriven as EventDriven
 from ._delayed_synapses import SynapseList as SynapseList
 from ._heterogeneous_delays import HeterogeneousDelayLayer as HeterogeneousDelayLayer

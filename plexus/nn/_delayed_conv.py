@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from plexus.data import EventStream
 from plexus.errors import RangeError, ShapeError, UnknownNameError
-from plexus.nn._delayed_synapses import DelayedSynapses, DelayState, EventDriven
+from plexus.nn._delayed_synapses import DelayedSynapses, EventDriven, PastEvents
 
 __all__ = ["DelayedConv", "rate_threshold", "winner_spikes"]
 
@@ -94,23 +94,23 @@ class DelayedConv(DelayedSynapses):
         place = _window_mask(delays, *self.kernel, mask)
         self._declare((classes, polarities, delays, *self.kernel), place, init, dt, generator)
 
-    def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> DelayState:
+    def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> PastEvents:
         """Silence so far, `[batch, delay, polarity, 1, 1]`: it stands for frames of any size."""
-        return DelayState(self.weight.new_zeros(batch, self.delays, self.polarities, 1, 1, dtype=dtype))
+        return PastEvents(self.weight.new_zeros(batch, self.delays, self.polarities, 1, 1, dtype=dtype))
 
-    def forward(self, x: Tensor, state: DelayState | None = None) -> tuple[Tensor, DelayState]:
+    def forward(self, x: Tensor, state: PastEvents | None = None) -> tuple[Tensor, PastEvents]:
         """Log odds `[time, batch, class, y', x']` of the events x, and the frames to remember."""
         seen, past = self._seen(x, state)
         if not len(x):
             height, width = (seen.shape[n + 3] - self.kernel[n] + 1 for n in range(2))
-            return x.new_zeros(0, x.shape[1], self.classes, height, width), DelayState(past)
+            return x.new_zeros(0, x.shape[1], self.classes, height, width), PastEvents(past)
         weight = self.effective.flip(2)  # the oldest frame comes first
         if self.polarity_max:
             weight = torch.cat([weight, weight.flip(1)])
         out = functional.conv3d(seen.permute(1, 2, 0, 3, 4), weight)
         if self.polarity_max:
             out = torch.maximum(*out.chunk(2, dim=1))
-        return out.permute(2, 0, 1, 3, 4) + self.bias.view(-1, 1, 1), DelayState(past)
+        return out.permute(2, 0, 1, 3, 4) + self.bias.view(-1, 1, 1), PastEvents(past)
 
     def at(self, x: Tensor, places: Tensor) -> Tensor:
         """Log odds at chosen places only: `forward(x)[0][t, b, :, y, x]`, `[place, class]`.
@@ -187,7 +187,7 @@ class DelayedConv(DelayedSynapses):
     def _pad(self) -> tuple[int, int]:
         return (self.kernel[0] // 2, self.kernel[1] // 2) if self.padding == "same" else (0, 0)
 
-    def _seen(self, x: Tensor, state: DelayState | None) -> tuple[Tensor, Tensor]:
+    def _seen(self, x: Tensor, state: PastEvents | None) -> tuple[Tensor, Tensor]:
         seen, past = self._window(x, state, (self.polarities, None, None))
         return self._padded(seen), past
 

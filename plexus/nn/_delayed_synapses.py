@@ -21,10 +21,10 @@ from plexus.data import EventStream
 from plexus.errors import DeviceError, DtypeError, RangeError, ShapeError
 from plexus.kernels import scatter_events
 
-__all__ = ["DelayState", "DelayedSynapses", "EventDriven", "SynapseList"]
+__all__ = ["DelayedSynapses", "EventDriven", "PastEvents", "SynapseList"]
 
 
-class DelayState(NamedTuple):
+class PastEvents(NamedTuple):
     """What a layer of delays remembers.
 
     Attributes:
@@ -164,7 +164,7 @@ class DelayedSynapses(nn.Module):
         if x.device != self.weight.device:
             raise DeviceError("the input lies on another device", given=x.device, expected=self.weight.device)
 
-    def _window(self, x: Tensor, state: DelayState | None, sources: tuple[int | None, ...]) -> tuple[Tensor, Tensor]:
+    def _window(self, x: Tensor, state: PastEvents | None, sources: tuple[int | None, ...]) -> tuple[Tensor, Tensor]:
         """Frames that the outputs see, `[delay + time - 1, batch, source…]`, and the past to go on from."""
         self._fits(x, sources)
         if state is None:

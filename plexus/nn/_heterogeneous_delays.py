@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from plexus.data import EventStream
 from plexus.errors import RangeError, ShapeError
-from plexus.nn._delayed_synapses import DelayedSynapses, DelayState, EventDriven
+from plexus.nn._delayed_synapses import DelayedSynapses, EventDriven, PastEvents
 
 __all__ = ["HeterogeneousDelayLayer"]
 
@@ -65,17 +65,17 @@ class HeterogeneousDelayLayer(DelayedSynapses):
         self.n_in, self.n_out = n_in, n_out
         self._declare((n_out, n_in, max_delay), torch.ones(max_delay, dtype=torch.bool), init, dt, generator)
 
-    def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> DelayState:
+    def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> PastEvents:
         """Silence so far, `[batch, delay, channel]`."""
-        return DelayState(self.weight.new_zeros(batch, self.delays, self.n_in, dtype=dtype))
+        return PastEvents(self.weight.new_zeros(batch, self.delays, self.n_in, dtype=dtype))
 
-    def forward(self, x: Tensor, state: DelayState | None = None) -> tuple[Tensor, DelayState]:
+    def forward(self, x: Tensor, state: PastEvents | None = None) -> tuple[Tensor, PastEvents]:
         """Log odds `[time, batch, target]` of the spikes x, and the steps to remember."""
         seen, past = self._window(x, state, (self.n_in,))
         if not len(x):
-            return x.new_zeros(0, x.shape[1], self.n_out), DelayState(past)
+            return x.new_zeros(0, x.shape[1], self.n_out), PastEvents(past)
         out = functional.conv1d(seen.permute(1, 2, 0), self.effective.flip(2))
-        return out.permute(2, 0, 1) + self.bias, DelayState(past)
+        return out.permute(2, 0, 1) + self.bias, PastEvents(past)
 
     def event_forward(self, stream: EventStream, steps: int | None = None) -> EventDriven:
         """The evidence `[time, target]` of one stream by visiting only the synapses that are there.

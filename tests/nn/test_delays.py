@@ -311,8 +311,9 @@ class TestDelayedLinear:
             own.append(spikes)
         assert torch.cat(own).any()
 
-    def test_compiles_whole(self):
-        layer = DelayedLinear(4, 3, 5)
+    @pytest.mark.parametrize("hard", [False, True])
+    def test_compiles_whole(self, hard):
+        layer = DelayedLinear(4, 3, 5).hard(hard)
         x = torch.rand(6, 2, 4)
         compiled = torch.compile(layer, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(x)[0], layer(x)[0])

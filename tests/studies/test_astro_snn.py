@@ -1,12 +1,13 @@
 """The studies of astrocytes: the task, the arms, what ablations and interventions remove, and bars that can fail."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from plexus.errors import FormatError, UnknownNameError
-from plexus.lab import TUNING_SEEDS
+from plexus.lab import TUNING_SEEDS, Results
 from plexus.nn.models import AstroSNN
 from plexus.studies.spiking import _astro_models as models
 from plexus.studies.spiking import _astro_recall as recall
@@ -158,6 +159,17 @@ def test_tuning_tries_as_many_settings_for_every_rival_and_no_confirming_seed(mo
     assert tuning.chosen["fast"] == tuning.chosen["astrocytes"]
 
 
+def test_a_recall_trial_measures_what_the_checks_ask_and_draws_it():
+    study, prepared = AstroSNNRecall(), AstroSNNRecall().prepare(SMALL, 0)
+    outcomes = {}
+    for arm in study.arms:
+        outcomes[arm.name] = study.run(AstroSNNRecall.configure("smoke", arm.overrides), prepared, 0)
+    trials = {name: outcome.metrics for name, outcome in outcomes.items()}
+    for quantity in (*(check.quantity for check in study.checks), *study.shares.values()):
+        assert math.isfinite(quantity(trials))
+    assert len(study.figures(Results({name: {0: outcome} for name, outcome in outcomes.items()}))) == 3
+
+
 @pytest.fixture
 def shakespeare(tmp_path, monkeypatch):
     g = torch.Generator().manual_seed(0)
@@ -178,11 +190,11 @@ def test_text_parts_do_not_overlap(shakespeare):
 def test_a_text_trial_measures_what_the_checks_ask(shakespeare):
     study, config = AstroSNNText(), AstroSNNText.configure("smoke")
     prepared = study.prepare(config, 0)
-    trials = {}
-    for arm in study.arms:
-        trials[arm.name] = study.run(AstroSNNText.configure("smoke", arm.overrides), prepared, 0).metrics
-    for check in study.checks:
-        assert check.quantity(trials) == pytest.approx(check.quantity(trials))  # finite, and there
+    outcomes = {arm.name: study.run(AstroSNNText.configure("smoke", arm.overrides), prepared, 0) for arm in study.arms}
+    trials = {name: outcome.metrics for name, outcome in outcomes.items()}
+    for quantity in (*(check.quantity for check in study.checks), *study.shares.values()):
+        assert math.isfinite(quantity(trials))
+    assert len(study.figures(Results({name: {0: outcome} for name, outcome in outcomes.items()}))) == 3
     full = trials["astrocytes"]
     assert full["state at 128"] == full["state at 2048"] == 2 * 3 * 16 * 4
     assert trials["transformer"]["state at 2048"] == 16 * trials["transformer"]["state at 128"]

@@ -20,7 +20,8 @@ from plexus.studies.spiking._moving_events import (
     region,
     texture_movies,
 )
-from plexus.studies.spiking.hd_snn import HeterogeneousDelays, decide, pruned, spoil, trained
+from plexus.studies.spiking._moving_layer import decide, pruned, spoil, trained
+from plexus.studies.spiking.hd_snn import HeterogeneousDelays
 
 study: Study = HeterogeneousDelays()
 SMOKE = HeterogeneousDelays.configure("smoke")

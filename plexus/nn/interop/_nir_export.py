@@ -10,7 +10,7 @@ NIR neurons are differential equations, times in seconds. With α our decay per 
 
 so that a reader who takes steps of the same length by the same scheme gets our numbers back. The scheme (dt,
 exponential or Euler) and the raw parameters are kept as metadata of the nodes; whoever ignores them still reads the
-same equations. What NIR has no words for (a soft reset, a refractory time, adaptation …) is refused, with the layer named.
+same equations. What NIR has no words for (a soft reset, a refractory time, adaptation …) is refused, the layer named.
 
 Source: Pedersen et al., Neuromorphic intermediate representation (2024).
 """
@@ -227,7 +227,7 @@ def _conv(dims: int) -> Callable[..., Any]:
         kind = export.nir.Conv1d if dims == 1 else export.nir.Conv2d
         size: Any = shape[1] if dims == 1 else tuple(shape[1:])
         node = kind(size, _numpy(layer.weight), stride, padding, dilation, layer.groups, bias)
-        node.metadata["bias"] = layer.bias is not None
+        node.metadata["bias"] = np.array([layer.bias is not None])
         export.node(name, node, sources)
         with torch.no_grad():
             out = layer(layer.weight.new_zeros(1, *shape)).shape[1:]
@@ -329,17 +329,17 @@ def _lif(export: _Export, name: str, layer: LIF, sources: Sequence[str], shape: 
         r = _array(gain / (1 - decay), shape)
         node = export.nir.LIF(tau=_array(tau / 1000, shape), r=r, v_leak=_array(layer.rest, shape), **arrays)
     _keep(node, layer, ("log_tau_mem",))
-    node.metadata["discretisation"] = layer.discretisation
+    node.metadata["euler"] = np.array([layer.discretisation == "euler"])
     export.node(name, node, sources)
     return [name], shape
 
 
 def _keep(node: Any, layer: Any, raw: Sequence[str]) -> None:
-    """What a reader of ours needs to take the very same steps; other readers may ignore it."""
-    node.metadata["dt_ms"] = float(layer.dt)
+    """What a reader of ours needs to take the very same steps; other readers may ignore it. NIR files keep arrays."""
+    node.metadata["dt_ms"] = np.array([float(layer.dt)])
     for name in raw:
         if hasattr(layer, name):
-            node.metadata[name] = _numpy(getattr(layer, name))
+            node.metadata[name] = np.atleast_1d(_numpy(getattr(layer, name)))
 
 
 def _cuba(export: _Export, name: str, layer: CUBA, sources: Sequence[str], shape: Shape) -> Any:
@@ -360,7 +360,7 @@ def _cuba(export: _Export, name: str, layer: CUBA, sources: Sequence[str], shape
         w_in=_array(k / (1 - rho), shape),
     )
     _keep(node, layer, ("log_tau_mem", "log_tau_syn"))
-    node.metadata["discretisation"] = "exponential"
+    node.metadata["euler"] = np.array([False])
     export.node(name, node, sources)
     return [name], shape
 
@@ -383,8 +383,8 @@ def _exponential(export: _Export, name: str, layer: ExponentialSynapse, sources:
     tau = layer.tau.detach().double()
     r = _array(1 / (1 - torch.exp(-layer.dt / tau)), shape)
     node = export.nir.LI(tau=_array(tau / 1000, shape), r=r, v_leak=_array(0.0, shape))
-    node.metadata["log_tau_mem"] = _numpy(layer.log_tau)
-    node.metadata["dt_ms"] = float(layer.dt)
+    node.metadata["log_tau_mem"] = np.atleast_1d(_numpy(layer.log_tau))
+    node.metadata["dt_ms"] = np.array([float(layer.dt)])
     export.node(name, node, sources)
     return [name], shape
 

@@ -222,14 +222,12 @@ class _Import:
 
     def _dt(self, node: Any) -> float:
         written = node.metadata.get("dt_ms") if node.metadata else None
-        return self.dt if self.dt is not None else 1.0 if written is None else float(written)
+        return self.dt if self.dt is not None else 1.0 if written is None else float(np.ravel(written)[0])
 
     def _scheme(self, node: Any) -> Discretisation:
-        written = node.metadata.get("discretisation") if node.metadata else None
-        if isinstance(written, bytes):
-            written = written.decode()
-        chosen: Any = self.discretisation or written or "exponential"
-        return chosen  # type: ignore[no-any-return]
+        written = node.metadata.get("euler") if node.metadata else None
+        euler = written is not None and bool(np.ravel(written)[0])
+        return self.discretisation or ("euler" if euler else "exponential")
 
     def _delay(self, name: str, node: Any) -> nn.Module:
         steps = np.atleast_1d(node.delay) * 1000 / (self.dt or _written_dt(self) or 1.0)
@@ -386,13 +384,9 @@ def _raw(layer: nn.Module, node: Any, name: str) -> None:
     if name not in written:
         return
     raw, kept = torch.as_tensor(np.asarray(written[name])), getattr(layer, name)
-    try:
-        raw = raw.to(kept).expand(kept.shape) if raw.numel() == 1 or raw.shape == kept.shape else raw.to(kept)
-    except RuntimeError:
-        return
-    if raw.shape == kept.shape and torch.allclose(raw, kept, rtol=1e-4, atol=1e-5):
+    if raw.numel() == kept.numel() and torch.allclose(raw.to(kept).view_as(kept), kept, rtol=1e-4, atol=1e-5):
         with torch.no_grad():
-            kept.copy_(raw)
+            kept.copy_(raw.view_as(kept))
 
 
 def _linear(node: Any) -> nn.Module:
@@ -415,7 +409,7 @@ def _conv(node: Any, kind: type[nn.Conv1d] | type[nn.Conv2d]) -> nn.Module:
         value = value.decode() if isinstance(value, bytes) else value
         options[name] = value if isinstance(value, str) else tuple(int(v) for v in np.atleast_1d(value))
     written = (node.metadata or {}).get("bias", True)
-    bias = bool(written) or bool(np.any(node.bias))
+    bias = bool(np.ravel(written)[0]) or bool(np.any(node.bias))
     layer: Any = kind(
         weight.shape[1] * int(node.groups),
         weight.shape[0],

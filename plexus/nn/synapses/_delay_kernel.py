@@ -17,7 +17,7 @@ steps.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -140,13 +140,13 @@ class DelayKernel(nn.Module):
             )
         self.sigma = float(sigma)
 
-    def hard(self, on: bool = True) -> DelayKernel:
+    def hard(self, on: bool = True) -> Self:
         """Use one tap per synapse, at the rounded delay, from now on (or the bump again); returns the layer."""
         self._hard = on
         return self
 
     @torch.no_grad()
-    def round_(self) -> DelayKernel:
+    def round_(self) -> Self:
         """Round the delays to whole steps, in place; returns the layer."""
         rounded = self.delays.round()
         if parametrize.is_parametrized(self, "delay"):

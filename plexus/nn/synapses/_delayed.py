@@ -47,10 +47,10 @@ class DelayedLinear(DelayKernel):
     Examples:
         >>> layer = DelayedLinear(1, 1, max_delay=3, learn=False).hard(True)
         >>> with torch.no_grad():
-        ...     _ = layer.weight.fill_(2.0), layer.delay.fill_(1.7)
+        ...     _ = layer.weight.fill_(2.0), layer.delay.fill_(1.75)
         >>> current, state = layer(torch.tensor([1.0, 0, 0, 0]).reshape(4, 1, 1))
-        >>> current.flatten().tolist(), layer.delays.item() == 1.7
-        ([0.0, 0.0, 2.0, 0.0], False)
+        >>> current.flatten().tolist(), layer.delays
+        ([0.0, 0.0, 2.0, 0.0], tensor([[1.7500]]))
         >>> layer.round_().delays
         tensor([[2.]])
     """

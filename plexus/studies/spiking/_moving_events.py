@@ -25,9 +25,6 @@ IMAGES = ("china", "flower")
 PARTS = {"train": (0, 320), "validation": (320, 448), "test": (448, 640)}
 """Columns of each photograph that each part of the data sees."""
 
-TILE = 128
-"""Height and width in pixels of the piece of a photograph that one movie walks over."""
-
 BUSY = 0.05
 """Least number of events per pixel and step of a movie that shows something."""
 
@@ -59,8 +56,22 @@ def upright_and_turned(image: Tensor) -> list[Tensor]:
     return [image.rot90(turns) for turns in range(4)]
 
 
+def piece(image: Tensor, side: int, draw: torch.Generator) -> Tensor:
+    """A square of the image, as large as fits."""
+    height, width = (min(side, n) for n in image.shape)
+    top = int(torch.randint(image.shape[0] - height + 1, (), generator=draw))
+    left = int(torch.randint(image.shape[1] - width + 1, (), generator=draw))
+    return image[top : top + height, left : left + width]
+
+
+def span(velocity: Tensor) -> Tensor:
+    """How far a walk reaches along y and x."""
+    walk = velocity.cumsum(0)
+    return walk.amax(0) - walk.amin(0)
+
+
 def natural_movies(config: Any, part: str, count: int, seed: int) -> Movies:
-    """`count` movies of gaze walking over one part of the photographs, those of blank sky drawn again."""
+    """`count` movies of gaze walking over one part of the photographs; blank skies and long walks are drawn again."""
     draw = generator(seed, 1 + list(PARTS).index(part))
     images = [turned for name in IMAGES for turned in upright_and_turned(region(name, part, draw))]
     choices = velocities(config.directions, config.speeds)
@@ -68,8 +79,9 @@ def natural_movies(config: Any, part: str, count: int, seed: int) -> Movies:
     while len(movies) < count:
         gaze = random_gaze(config.steps, choices, mean_segment=config.segment, generator=draw)
         image = images[len(movies) % len(images)]
-        top, left = (int(torch.randint(n - TILE + 1, (), generator=draw)) for n in image.shape)
-        tile = image[top : top + TILE, left : left + TILE]
+        tile = piece(image, config.tile, draw)
+        if bool((span(gaze.velocity) + config.size > torch.tensor(tile.shape)).any()):
+            continue
         seen = saccade_movie(tile, gaze.velocity, (config.size, config.size), generator=draw)
         events = event_frames(seen, config.threshold)
         if float(events.sum(1).mean()) >= BUSY:
@@ -83,6 +95,7 @@ def texture_movies(config: Any, across: str, count: int, seed: int) -> Movies:
     """Textures of one orientation moving steadily: they vary along the motion, across it, or at random to it."""
     draw = generator(seed, 10)
     choices = velocities(config.directions, config.speeds)
+    side = max(128, config.size + math.ceil(config.steps * max(config.speeds)) + 1)
     frames, labels = [], []
     for n in range(count):
         label = n % len(choices)
@@ -92,7 +105,7 @@ def texture_movies(config: Any, across: str, count: int, seed: int) -> Movies:
             angle += math.pi / 2
         elif across == "random":
             angle = math.pi * float(torch.rand((), generator=draw))
-        texture = oriented_noise(128, 128, angle, generator=draw).float()
+        texture = oriented_noise(side, side, angle, generator=draw).float()
         velocity = choices[label].expand(config.steps, 2)
         frames.append(saccade_movie(texture, velocity, (config.size, config.size), generator=draw))
         labels.append(torch.full((config.steps,), label))

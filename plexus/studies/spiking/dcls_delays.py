@@ -157,7 +157,7 @@ class LearntDelays(_DelayStudy):
     deviations = (
         "Rounding comes at 70 % of the epochs and the weights learn on under rounded delays; the published code rounds "
         "at the end (arm `rounded last`). The bump sharpens over half of the run, not a quarter: the run is short.",
-        "One hidden layer without dropout; weights learn at 1e-2 and delays 30 or 100 times faster, as tuned.",
+        "One hidden layer without dropout; weights learn at 0.01 or 0.02 and delays 15 to 100 times faster, as tuned.",
         "The network of the last epoch is measured; the published code reports the best test epoch.",
         "The student sees its teacher's currents, not its spikes, so that the question is about delays alone.",
     )

@@ -37,6 +37,7 @@ TASKS = ("rate", "structure", "regularity", "digits")
 NEURONS = ("LIF", "meta", "stochastic")
 RULES = ("backprop", "tempotron", "STDP")
 TUNED = ("LIF fixed grid", "LIF learned grid")
+LOCAL = (("LIF", " tempotron"), ("meta", " tempotron"), ("LIF", " STDP"))
 ONE_TASK = {"tasks": ("spoken",), "tau": (20.0,), "rate": (0.02,)}
 
 
@@ -115,6 +116,12 @@ def complexity_against(rival: str, task: str) -> Quantity:
 def of_networks(m: BySeed, tasks: tuple[str, ...]) -> float:
     """Points by which complexity of the learned LIF's output is better than that of its input, mean over tasks."""
     return float(np.mean([m["LIF learned"][f"{task} lzc"] - m["input"][f"{task} lzc"] for task in tasks]))
+
+
+def over_forms(m: BySeed) -> float:
+    """In which share of the forms of the meta neuron learning gains three points, on the task of the claim."""
+    task = "rate" if "rate" in m["input"] else "spoken"
+    return float(np.mean([gain(f"{k} learned", f"{k} fixed", task)(m) >= 3 for k in ("meta", "quadratic")]))
 
 
 def shared_checks(label: str, task: str, *, counts: float) -> tuple[Check, ...]:
@@ -202,6 +209,7 @@ class MetaNeuronStudy(Study):
     }
     shares: ClassVar = {
         "learning gains three points (over the starting time constants)": of("range", "share of three points"),
+        "learning gains three points (over the forms of the meta neuron)": over_forms,
         "learning gains anything (over the starting time constants)": of("range", "share of any gain"),
     }
     Config = Config
@@ -294,19 +302,20 @@ class MetaNeuronLZC(MetaNeuronStudy):
     deviations = (
         "Weights start with a positive mean and units have biases; without, the fixed network cannot find its working "
         "point and the gain of learning is a matter of how bad the start is.",
-        "The tempotron and STDP are used as published for one layer; a tempotron's input gain cancels in its kernel.",
+        "The tempotron is one neuron that spikes for class 1; on G, where class 0 peaks higher, it falls below chance.",
         "STDP learns without labels; in the learned arm thresholds are homeostatic; a readout of counts decides.",
         "The card's bar of three points is asked against a null with drawn numbers too.",
         "The samples of a seed are 120 for training and 300 for the test, not 400.",
     )
     scales: ClassVar = {
         "smoke": {
-            "sizes": (20, 20, 20),
-            "steps": 60,
+            "sizes": (12, 12, 12),
+            "steps": 40,
+            "hidden": 6,
             "epochs": 1,
             "tempotron_epochs": 1,
             "stdp_epochs": 1,
-            "draws": 2,
+            "draws": 1,
             "taus": (20.0,),
             "learning_rates": (0.01,),
         },
@@ -325,15 +334,7 @@ class MetaNeuronLZC(MetaNeuronStudy):
                 at_least=3,
                 role="mechanism",
             )
-            for kind, suffix in (
-                ("LIF", ""),
-                ("meta", ""),
-                ("stochastic", ""),
-                ("quadratic", ""),
-                ("LIF", " tempotron"),
-                ("meta", " tempotron"),
-                ("LIF", " STDP"),
-            )
+            for kind, suffix in (*((kind, "") for kind in (*NEURONS, "quadratic")), *LOCAL)
         ),
         interval("S: complexity of the input, %", of("input", "structure lzc"), at_least=95, role="mechanism"),
         interval(
