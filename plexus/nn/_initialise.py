@@ -127,12 +127,11 @@ def init_firing_(
         segment: list[tuple[str, nn.Module]] = []
         for name, layer in network.named_children():
             segment.append((name, layer))
-            if isinstance(layer, Stateful):
+            if isinstance(layer, Stateful) and getattr(layer, "activity", None) == "spiking":
                 stack = Sequential()
                 for inner_name, inner in segment:
                     stack.add_module(inner_name, inner)
-                if getattr(layer, "activity", None) == "spiking":
-                    reached[name] = _scale(name, segment, stack, x, rate, tolerance, iterations)
+                reached[name] = _scale(name, segment, stack, x, rate, tolerance, iterations)
                 x = stack(x)[0]
                 segment = []
         return reached

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import UnsupportedError
+from plexus.nn.synapses import DelayedConv2d, DelayedLinear, Dense, Lateral, Sparse
 from plexus.probe._batches import Forward, each_batch, run
 from plexus.probe._quiet import quiet
 from plexus.units import Site, Visit, attach
@@ -29,7 +30,17 @@ from plexus.units._paths import walk
 
 __all__ = ["Cost", "LayerCost", "synaptic_operations"]
 
-_SPATIAL: dict[type[nn.Module], int] = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_SPATIAL: dict[type[nn.Module], int] = {
+    nn.Linear: 0,
+    Dense: 0,
+    Sparse: 0,
+    Lateral: 0,
+    DelayedLinear: 0,
+    nn.Conv1d: 1,
+    nn.Conv2d: 2,
+    DelayedConv2d: 2,
+    nn.Conv3d: 3,
+}
 
 
 @dataclass(frozen=True)
@@ -119,14 +130,34 @@ class _Count:
         """How many weights the entries of x `[row…, unit]` meet."""
         module: Any = self.module
         dims = _SPATIAL[_kind(module)]
-        weight: Tensor = module.weight
-        met = (weight.detach() != 0).double() if counted else torch.ones(weight.shape, dtype=torch.float64)
+        met = _synapses(module, counted)
         if not dims:
             return float((x.flatten(0, -2).sum(0) * met.sum(0)).sum())
         maps = x.movedim(-1, -1 - dims).flatten(0, -2 - dims).sum(0, keepdim=True)
         function = getattr(nn.functional, f"conv{dims}d")
+        if isinstance(module, DelayedConv2d):
+            return float(function(maps, met, stride=module.stride, padding=module.padding).sum())
         options = {name: getattr(module, name) for name in ("stride", "dilation", "groups")}
         return float(function(_padded(maps, module), met, **options).sum())
+
+
+@torch.no_grad()
+def _synapses(module: Any, occupied: bool) -> Tensor:
+    """How many weights each source meets at each target: one, none where it is zero, several while delays are spread.
+
+    Without `occupied`, as many as the layer would hold were all weights there.
+    """
+    if isinstance(module, DelayedLinear | DelayedConv2d) and not module.is_hard:
+        taps = module.taps().movedim(0, -1)  # [delay, target, source]
+        met = (taps != 0).sum(0) if occupied else torch.full(taps.shape[1:], len(taps))
+    else:
+        weight = module.matrix() if isinstance(module, Sparse) else module.weight
+        if getattr(module, "mask", None) is not None:
+            weight = weight * module.mask
+        met = weight != 0 if occupied else torch.ones(weight.shape)
+    if isinstance(module, DelayedConv2d):
+        met = met.view(module.n_out, module.n_in, module.kernel_size, module.kernel_size)
+    return met.double()
 
 
 def _padded(maps: Tensor, module: Any) -> Tensor:
@@ -147,8 +178,9 @@ def synaptic_operations(
     occupied: bool = True,
     picojoules: Mapping[str, float] | None = None,
 ) -> Cost:
-    """Count the operations of every linear layer and convolution on some batches.
+    """Count the operations of every linear layer and convolution on some batches, with delays or without.
 
+    While a learnt delay is still spread over several steps, a spike meets one weight for each; round the delays first.
     Recurrent weights inside a neuron layer are not reached by this count; their synaptic operations are the layer's
     spikes times its outgoing weights.
 

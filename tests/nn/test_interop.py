@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from plexus.errors import FormatError, RangeError, ShapeError, UnknownNameError, UnsupportedError
-from plexus.nn import ALIF, CUBA, IF, LIF, LeakyIntegrator, Recurrent, RecurrentLIF, Sequential
+from plexus.nn import ALIF, CUBA, IF, LIF, LeakyIntegrator, Recurrent, RecurrentLIF, Sequential, parametrize_
 from plexus.nn.interop import (
     Delay,
     GraphNetwork,
@@ -21,10 +21,23 @@ from plexus.nn.interop import (
     save_nir,
     to_nir,
 )
-from plexus.nn.synapses import DelayedLinear, ExponentialSynapse
+from plexus.nn.interop._table import markdown
+from plexus.nn.synapses import (
+    Convolution,
+    DelayedConv2d,
+    DelayedLinear,
+    Dense,
+    ExponentialSynapse,
+    GapJunctions,
+    Lateral,
+    Sparse,
+    dale_signs,
+    ring_distance,
+)
 
 nir = pytest.importorskip("nir")
 
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "exchange.md"
 HARD = {"reset": "hard", "reset_value": -0.1}
 
 
@@ -91,12 +104,83 @@ def test_convolutions_and_pools() -> None:
     assert graph.nodes["5"].output_type["output"].tolist() == [4]
 
 
+SYNAPSES = {
+    "dense": lambda: Dense(5, 4, bias=True),
+    "masked, with signs": lambda: Dense(5, 4, mask=torch.rand(4, 5) < 0.5, signs=dale_signs(5, 0.6)),
+    "signs by parametrization": lambda: parametrize_(Dense(5, 4, signs=dale_signs(5, 0.6))),
+    "sparse": lambda: Sparse(torch.rand(4, 5) < 0.5),
+    "lateral": lambda: Lateral(ring_distance(5)),
+    "gap junctions": lambda: GapJunctions(torch.ones(5, 5, dtype=torch.bool), 0.3),
+}
+
+
+@pytest.mark.parametrize("name", SYNAPSES)
+def test_linear_synapses_become_linear_maps(name: str) -> None:
+    layer = SYNAPSES[name]()
+    graph = to_nir(layer)
+    kind = "Affine" if getattr(layer, "bias", None) is not None else "Linear"
+    assert [type(node).__name__ for node in graph.nodes.values()] == ["Input", kind, "Output"]
+    x = torch.rand(6, 2, 5)
+    torch.testing.assert_close(from_nir(graph)(x)[0], layer(x))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [Convolution(2, 3, 3, padding=1, bias=True), DelayedConv2d(2, 3, 3, 4, padding=1, stride=2).round_().hard(True)],
+    ids=["convolution", "delayed"],
+)
+def test_convolutional_synapses(layer: nn.Module) -> None:
+    net = Sequential(layer)
+    x = torch.rand(9, 2, 2, 7, 7)
+    torch.testing.assert_close(from_nir(to_nir(net, x))(x)[0], net(x)[0])
+
+
+def test_a_layer_that_is_used_twice_is_written_twice() -> None:
+    twice = nn.Linear(4, 4)
+    net = Sequential(twice, LIF(4, 5.0, 0.2, **HARD), twice, LIF(4, 5.0, 0.2, **HARD))
+    x = torch.rand(20, 2, 4)
+    assert torch.equal(from_nir(to_nir(net))(x)[0], net(x)[0])
+
+
+def test_sums_over_patches_go_both_ways() -> None:
+    net = Sequential(nn.AvgPool2d(2, divisor_override=1))
+    x = torch.rand(3, 2, 2, 6, 6)
+    graph = to_nir(net, x)
+    assert type(graph.nodes["0"]).__name__ == "SumPool2d"
+    torch.testing.assert_close(from_nir(graph)(x)[0], net(x)[0])
+
+
+def test_a_subclass_may_compute_something_else() -> None:
+    class Noisy(LIF):
+        pass
+
+    with pytest.raises(UnsupportedError, match="no node"):
+        to_nir(Sequential(nn.Linear(4, 4), Noisy(4, **HARD)))
+
+
+def test_only_graphs_with_one_way_in_and_out() -> None:
+    sizes = {"input": np.array([2])}
+    graph = nir.NIRGraph(
+        {
+            "a": nir.Input(sizes),
+            "b": nir.Input(sizes),
+            "w": nir.Linear(np.eye(2)),
+            "out": nir.Output({"output": np.array([2])}),
+        },
+        [("a", "w"), ("b", "w"), ("w", "out")],
+    )
+    with pytest.raises(UnsupportedError, match="one input"):
+        from_nir(graph)
+
+
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
         (LIF(4), "'soft' reset"),
         (LIF(4, reset="none"), "'none' reset"),
         (LIF(4, reset="hard", refractory=2.0), "refractory"),
+        (LIF(4, reset="hard", smooth=True), "smooth"),
+        (DelayedConv2d(4, 4, 3, 2), "spread over several steps"),
         (LIF(4, reset="hard", inclusive=True), "threshold itself"),
         (LIF(4, reset="hard", delayed_reset=True), "one step later"),
         (CUBA(4, tau_rise=1.0, reset="hard"), "rises"),
@@ -107,7 +191,7 @@ def test_convolutions_and_pools() -> None:
     ],
 )
 def test_what_nir_cannot_say_is_refused_with_the_layer_named(layer: nn.Module, why: str) -> None:
-    shape = (4, 6, 6) if isinstance(layer, nn.MaxPool2d | nn.Conv2d) else (4,)
+    shape = (4, 6, 6) if isinstance(layer, nn.MaxPool2d | nn.Conv2d | DelayedConv2d) else (4,)
     with pytest.raises(UnsupportedError, match=rf"layer 0 \({type(layer).__name__}\).*{why}"):
         to_nir(Sequential(layer), torch.zeros(1, 1, *shape))
 
@@ -146,7 +230,7 @@ def test_a_graph_of_another_tool(tmp_path: Path) -> None:
         v = np.where(z, lif.v_reset, v)
         spikes.append(z.astype(float))
     assert 0.02 < np.mean(spikes) < 0.9
-    assert np.array_equal(net(x)[0][:, 0].numpy(), np.array(spikes))
+    assert np.array_equal(net(x)[0][:, 0].detach().numpy(), np.array(spikes))
     with pytest.raises(UnsupportedError, match="Euler"):
         from_nir(graph, dt=20.0, discretisation="euler")
 
@@ -248,4 +332,11 @@ def test_the_table_says_what_exporting_does() -> None:
     assert rows["Recurrent(LIF)"]["NIR"] == "LIF, Linear"
     assert rows["DelayedLinear"]["NIR"] == "Delay, Linear"
     assert rows["ALIF"]["NIR"].startswith("no: ")
+    assert rows["Sparse"]["NIR"] == "Linear"
+    assert (rows["RecurrentLIF"]["snnTorch"], rows["RecurrentLIF"]["Norse"]) == ("no", "yes")
     assert set(rows["LIF"]) == {"layer", "NIR", "snnTorch", "Norse", "from weights of"}
+
+
+def test_the_page_shows_the_table_of_today() -> None:
+    shown = PAGE.read_text().partition("<!-- table -->\n")[2].partition("<!-- end of table -->")[0]
+    assert shown.strip() == markdown().strip(), "run python -m plexus.nn.interop._table docs/guides/exchange.md"

@@ -9,6 +9,7 @@ import torch
 from plexus.errors import DeviceError, DtypeError, PlexusError, RangeError, ShapeError, UnknownNameError
 from plexus.kernels import lif
 from plexus.nn import LIF, RecurrentLIF, Sequential, fluctuation_driven_, init_firing_
+from plexus.nn.synapses import DelayedLinear
 from plexus.units import Port
 
 
@@ -189,6 +190,13 @@ class TestInitialisation:
                 assert hidden.mean().item() == pytest.approx(rate, rel=0.2)
                 assert reached[name] == pytest.approx(hidden.mean().item(), rel=1e-3)
         assert net.training
+
+    def test_delayed_synapses_are_scaled_too(self):
+        net = Sequential(DelayedLinear(30, 40, max_delay=4), LIF(40), torch.nn.Linear(40, 3))
+        x = torch.rand(40, 16, 30)
+        rates = init_firing_(net, x, rate=0.1)
+        assert rates["1"] == pytest.approx(0.1, rel=0.2)
+        assert net[:2](x)[0].mean().item() == pytest.approx(rates["1"], rel=1e-3)
 
     def test_what_cannot_fire_is_refused_and_left_as_it_was(self):
         net = Sequential(torch.nn.Linear(4, 3, bias=False), LIF(3))

@@ -8,6 +8,7 @@ from torch import nn
 
 from plexus.errors import UnsupportedError
 from plexus.nn import LIF, Sequential
+from plexus.nn.synapses import DelayedConv2d, DelayedLinear, Dense, Sparse
 from plexus.probe import synaptic_operations
 
 
@@ -59,3 +60,32 @@ def test_numbers_are_no_spikes_and_the_model_is_left_alone() -> None:
     assert net.training
     with pytest.raises(UnsupportedError):
         synaptic_operations(nn.ReLU(), torch.rand(2, 3))
+
+
+def test_synapses_count_those_that_exist() -> None:
+    mask = torch.rand(6, 4, generator=torch.Generator().manual_seed(1)) < 0.5
+    x = (torch.rand(12, 5, 4) < 0.4).float()
+    expected = float((x @ mask.float().T).sum()) / 5
+    for layer in (Dense(4, 6, mask=mask), Sparse(mask)):
+        assert synaptic_operations(Sequential(layer), [x]).synaptic_operations == pytest.approx(expected)
+
+
+def test_a_delayed_synapse_costs_one_addition_once_it_is_rounded() -> None:
+    layer = DelayedLinear(4, 3, max_delay=5)
+    x = (torch.rand(12, 5, 4) < 0.4).float()
+    spread = synaptic_operations(Sequential(layer), [x])
+    rounded = synaptic_operations(Sequential(layer.round_().hard(True)), [x])
+    assert rounded.synaptic_operations == pytest.approx(3 * float(x.sum()) / 5)
+    assert rounded.dense == 12 * 4 * 3
+    assert spread.synaptic_operations > rounded.synaptic_operations
+    assert spread.dense == 6 * rounded.dense
+
+
+def test_delayed_convolutions_by_their_own_output() -> None:
+    layer = DelayedConv2d(2, 3, 3, max_delay=2, padding=1, stride=2).round_().hard(True)
+    x = (torch.rand(6, 4, 2, 7, 7) < 0.3).float()
+    x[-2:] = 0.0  # room for the last spikes to arrive
+    cost = synaptic_operations(Sequential(layer), [x])
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        assert cost.synaptic_operations == pytest.approx(float(layer(x)[0].sum()) / 4)

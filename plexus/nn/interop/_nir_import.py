@@ -11,18 +11,18 @@ Source: Pedersen et al., Neuromorphic intermediate representation (2024).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from plexus.errors import FormatError, RangeError, UnsupportedError, require
 from plexus.nn._sequential import Sequential
 from plexus.nn.interop._graph import GraphNetwork
 from plexus.nn.interop._modules import Delay, Scale
+from plexus.nn.interop._nir_weights import conv, linear, raw, scalar, tensor
 from plexus.nn.neurons import CUBA, IF, LIF, LeakyIntegrator, Recurrent
 from plexus.nn.synapses import DelayedLinear, ExponentialSynapse
 
@@ -36,6 +36,12 @@ def load_nir(path: str | os.PathLike[str], **options: Any) -> nn.Module:
 
     Raises:
         FormatError: the file is not there or is no NIR graph.
+
+    Examples:
+        >>> load_nir("nowhere.nir")
+        Traceback (most recent call last):
+        plexus.errors.FormatError: there is no such file
+          given: nowhere.nir
     """
     nir = require("nir", "interop", purpose="NIR files")
     if not Path(path).is_file():
@@ -90,6 +96,10 @@ class _Import:
         nodes, edges = _flat(self.nir, graph)
         self.layers: dict[str, list[nn.Module]] = {}
         ends: dict[str, str] = {}
+        for kind, what in ((self.nir.Input, "input"), (self.nir.Output, "output")):
+            found = [name for name, node in nodes.items() if isinstance(node, kind)]
+            if len(found) != 1:
+                raise UnsupportedError(f"the graph does not have one {what}", given=found, expected="one")
         for name, node in nodes.items():
             if isinstance(node, self.nir.Input | self.nir.Output):
                 ends[name] = "input" if isinstance(node, self.nir.Input) else "output"
@@ -193,9 +203,9 @@ class _Import:
     def _layers(self, name: str, node: Any) -> list[nn.Module]:
         nir = self.nir
         if isinstance(node, nir.Affine | nir.Linear):
-            return [_linear(node)]
+            return [linear(node)]
         if isinstance(node, nir.Conv1d | nir.Conv2d):
-            return [_conv(node, nn.Conv1d if isinstance(node, nir.Conv1d) else nn.Conv2d)]
+            return [conv(node, nn.Conv1d if isinstance(node, nir.Conv1d) else nn.Conv2d)]
         if isinstance(node, nir.AvgPool2d | nir.SumPool2d):
             sizes = [[int(v) for v in np.atleast_1d(s)] for s in (node.kernel_size, node.stride, node.padding)]
             size, stride, padding = ((s[0], s[-1]) for s in sizes)
@@ -205,7 +215,7 @@ class _Import:
             start, end = int(node.start_dim), int(node.end_dim)
             return [nn.Flatten(start + 1, end + 1 if end >= 0 else end)]
         if isinstance(node, nir.Scale):
-            return [Scale(_tensor(node.scale))]
+            return [Scale(tensor(node.scale))]
         if isinstance(node, nir.Delay):
             return [self._delay(name, node)]
         neurons = {
@@ -256,14 +266,14 @@ class _Import:
             return [], False
         if np.allclose(factor, scaled, rtol=1e-5):
             return [], True
-        return [Scale(_tensor(factor))], False
+        return [Scale(tensor(factor))], False
 
     def _spiking(self, node: Any) -> dict[str, Any]:
-        threshold, reset = _tensor(node.v_threshold), _tensor(node.v_reset)
+        threshold, reset = tensor(node.v_threshold), tensor(node.v_reset)
         return {
-            "threshold": _scalar(threshold),
+            "threshold": scalar(threshold),
             "reset": "hard",
-            "reset_value": _scalar(reset),
+            "reset_value": scalar(reset),
             "surrogate": self.surrogate,
             "dt": self._dt(node),
         }
@@ -273,13 +283,13 @@ class _Import:
         scale, scaled = self._input(node.r * (1 - alpha), 1 - alpha)
         layer = LIF(
             node.tau.shape,
-            _scalar(_tensor(node.tau * 1000)),
+            scalar(tensor(node.tau * 1000)),
             discretisation=self._scheme(node),
             scale_input=scaled,
-            rest=_scalar(_tensor(node.v_leak)),
+            rest=scalar(tensor(node.v_leak)),
             **self._spiking(node),
         )
-        _raw(layer, node, "log_tau_mem")
+        raw(layer, node, "log_tau_mem")
         return [*scale, layer]
 
     def _if(self, name: str, node: Any) -> list[nn.Module]:
@@ -294,18 +304,18 @@ class _Import:
         norm = "none" if np.allclose(k, 1.0, rtol=1e-5) else "area" if np.allclose(node.w_in, 1.0, rtol=1e-5) else None
         scaled = bool(np.allclose(node.r, 1.0, rtol=1e-5))
         left = (k if norm is None else np.ones_like(k)) * (1.0 if scaled else kappa)
-        scale: list[nn.Module] = [] if np.allclose(left, 1.0, rtol=1e-5) else [Scale(_tensor(left))]
+        scale: list[nn.Module] = [] if np.allclose(left, 1.0, rtol=1e-5) else [Scale(tensor(left))]
         layer = CUBA(
             node.tau_mem.shape,
-            _scalar(_tensor(node.tau_mem * 1000)),
-            _scalar(_tensor(node.tau_syn * 1000)),
+            scalar(tensor(node.tau_mem * 1000)),
+            scalar(tensor(node.tau_syn * 1000)),
             norm=norm or "none",  # type: ignore[arg-type]
             scale_input=scaled,
-            rest=_scalar(_tensor(node.v_leak)),
+            rest=scalar(tensor(node.v_leak)),
             **self._spiking(node),
         )
-        _raw(layer, node, "log_tau_mem")
-        _raw(layer, node, "log_tau_syn")
+        raw(layer, node, "log_tau_mem")
+        raw(layer, node, "log_tau_syn")
         return [*scale, layer]
 
     def _only_exponential(self, name: str, node: Any) -> None:
@@ -319,9 +329,9 @@ class _Import:
         self._only_exponential(name, node)
         alpha = self._decay(name, node, node.tau)
         scale, scaled = self._input(node.r * (1 - alpha), 1 - alpha)
-        tau, rest = _scalar(_tensor(node.tau * 1000)), _scalar(_tensor(node.v_leak))
+        tau, rest = scalar(tensor(node.tau * 1000)), scalar(tensor(node.v_leak))
         layer = LeakyIntegrator(node.tau.shape, tau, dt=self._dt(node), scale_input=scaled, rest=rest)
-        _raw(layer, node, "log_tau_mem")
+        raw(layer, node, "log_tau_mem")
         return [*scale, layer]
 
     def _integrator(self, name: str, node: Any) -> list[nn.Module]:
@@ -333,9 +343,9 @@ class _Import:
         alpha, rho = self._decay(name, node, node.tau_mem), self._decay(name, node, node.tau_syn)
         left = node.w_in * (1 - rho) * node.r * (1 - alpha)
         dt, shape = self._dt(node), node.tau_mem.shape
-        synapse = ExponentialSynapse(shape, _scalar(_tensor(node.tau_syn * 1000)), dt=dt)
-        tau, rest = _scalar(_tensor(node.tau_mem * 1000)), _scalar(_tensor(node.v_leak))
-        scale: list[nn.Module] = [] if np.allclose(left, 1.0, rtol=1e-5) else [Scale(_tensor(left))]
+        synapse = ExponentialSynapse(shape, scalar(tensor(node.tau_syn * 1000)), dt=dt)
+        tau, rest = scalar(tensor(node.tau_mem * 1000)), scalar(tensor(node.v_leak))
+        scale: list[nn.Module] = [] if np.allclose(left, 1.0, rtol=1e-5) else [Scale(tensor(left))]
         return [*scale, synapse, LeakyIntegrator(shape, tau, dt=dt, rest=rest)]
 
 
@@ -366,60 +376,3 @@ def _flat(nir: Any, graph: Any, prefix: str = "") -> tuple[dict[str, Any], list[
         edges = opened + [(a, b) for a, b in within if a not in into and b not in out]
     delays_last = sorted(nodes.items(), key=lambda item: isinstance(item[1], nir.Delay))
     return dict(delays_last), edges  # delays are read last, when the length of a step is known
-
-
-def _tensor(array: Any) -> Tensor:
-    return torch.from_numpy(np.atleast_1d(np.asarray(array, dtype=np.float64))).to(torch.get_default_dtype())
-
-
-def _scalar(value: Tensor) -> Tensor | float:
-    """One number where all are equal."""
-    first = value.flatten()[0]
-    return float(first) if bool((value == first).all()) else value
-
-
-def _raw(layer: nn.Module, node: Any, name: str) -> None:
-    """Take over the raw number a layer of ours was written with, where it says what the node says."""
-    written: Mapping[str, Any] = node.metadata or {}
-    if name not in written:
-        return
-    raw, kept = torch.as_tensor(np.asarray(written[name])), getattr(layer, name)
-    if raw.numel() == kept.numel() and torch.allclose(raw.to(kept).view_as(kept), kept, rtol=1e-4, atol=1e-5):
-        with torch.no_grad():
-            kept.copy_(raw.view_as(kept))
-
-
-def _linear(node: Any) -> nn.Module:
-    weight, bias = _tensor(node.weight), getattr(node, "bias", None)
-    if weight.dim() != 2:
-        raise UnsupportedError("a linear map of more than one dimension of units", given=tuple(weight.shape))
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(_tensor(bias))
-    return layer
-
-
-def _conv(node: Any, kind: type[nn.Conv1d] | type[nn.Conv2d]) -> nn.Module:
-    weight = _tensor(node.weight)
-    options = {}
-    for name in ("stride", "padding", "dilation"):
-        value = getattr(node, name)
-        value = value.decode() if isinstance(value, bytes) else value
-        options[name] = value if isinstance(value, str) else tuple(int(v) for v in np.atleast_1d(value))
-    written = (node.metadata or {}).get("bias", True)
-    bias = bool(np.ravel(written)[0]) or bool(np.any(node.bias))
-    layer: Any = kind(
-        weight.shape[1] * int(node.groups),
-        weight.shape[0],
-        tuple(weight.shape[2:]),  # type: ignore[arg-type]
-        groups=int(node.groups),
-        bias=bias,
-        **options,  # type: ignore[arg-type]
-    )
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias:
-            layer.bias.copy_(_tensor(node.bias))
-    return layer  # type: ignore[no-any-return]

@@ -39,6 +39,9 @@ _PLAIN = (
 def from_snntorch(model: nn.Module, example: Tensor, *, dt: float = 1.0, surrogate: Any = "arctan") -> Sequential:
     """A `Sequential` of ours that spikes as an snnTorch network of `Leaky` and `Synaptic` neurons does.
 
+    One difference is left: with `reset_delay=False` and a reset by subtraction, snnTorch subtracts once more where the
+    potential is above the threshold even after the reset; ours does not.
+
     Args:
         model: `nn.Sequential` of torch's layers and snnTorch's neurons (or one of them).
         example: an input of one step, `[batch, …]`, from which the numbers of units follow.
@@ -47,6 +50,12 @@ def from_snntorch(model: nn.Module, example: Tensor, *, dt: float = 1.0, surroga
 
     Raises:
         UnsupportedError: a layer that has no counterpart here, named.
+
+    Examples:
+        >>> from_snntorch(nn.Sequential(nn.Linear(3, 4)), torch.zeros(1, 3))          # and snntorch.Leaky, Synaptic
+        Sequential(
+          (0): Linear(in_features=3, out_features=4, bias=True)
+        )
     """
     return _converted(model, example, "snntorch", {"Leaky": _leaky, "Synaptic": _synaptic}, dt, surrogate)
 
@@ -62,6 +71,12 @@ def from_spikingjelly(model: nn.Module, example: Tensor, *, dt: float = 1.0, sur
 
     Raises:
         UnsupportedError: a layer that has no counterpart here, named.
+
+    Examples:
+        >>> from_spikingjelly(nn.Sequential(nn.Linear(3, 4)), torch.zeros(1, 3))      # and IFNode, LIFNode, …
+        Sequential(
+          (0): Linear(in_features=3, out_features=4, bias=True)
+        )
     """
     neurons = {"IFNode": _if_node, "LIFNode": _lif_node, "ParametricLIFNode": _lif_node}
     return _converted(model, example, "spikingjelly", neurons, dt, surrogate)
@@ -93,7 +108,8 @@ def _converted(
 def _opened(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     if not isinstance(model, nn.Sequential):
         return [(prefix or "model", model)]
-    return [pair for name, part in model.named_children() for pair in _opened(part, f"{prefix}.{name}".strip("."))]
+    parts = model._modules.items()  # named_children would leave out a layer's second use
+    return [pair for name, part in parts if part is not None for pair in _opened(part, f"{prefix}.{name}".strip("."))]
 
 
 def _dtype(layer: nn.Module, example: Tensor) -> torch.dtype:
@@ -118,9 +134,9 @@ def _plain(name: str, layer: nn.Module) -> nn.Module:
 
 def _tau(decay: Any, dt: float) -> Tensor:
     """τ = -dt / ln decay, of one decay or one per unit."""
-    value = torch.as_tensor(decay).detach().double().clamp(0, 1)
-    if bool(((value <= 0) | (value > 1)).any()):
-        raise UnsupportedError("a decay outside of (0, 1]")
+    value = torch.as_tensor(decay).detach().double().clamp(0, 1)  # as snnTorch clamps it
+    if bool((value == 0).any()):
+        raise UnsupportedError("a decay of zero: units without a memory")
     return torch.where(value < 1, -dt / value.log(), torch.tensor(math.inf, dtype=torch.float64))
 
 
@@ -159,7 +175,8 @@ def _jelly_common(layer: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 def _if_node(layer: Any, shape: tuple[int, ...], options: dict[str, Any]) -> nn.Module:
     common = _jelly_common(layer, options)
-    return IF(shape, detach_reset=bool(layer.detach_reset), **common)
+    start = 0.0 if layer.v_reset is None else float(layer.v_reset)  # where nothing leaks, the rest is but the start
+    return IF(shape, rest=start, detach_reset=bool(layer.detach_reset), **common)
 
 
 def _lif_node(layer: Any, shape: tuple[int, ...], options: dict[str, Any]) -> nn.Module:
