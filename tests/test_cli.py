@@ -341,6 +341,8 @@ def test_doctor_says_what_runs_and_whose_name_it_is(call):
     assert status == 0
     found = json.loads(out)
     assert any(kernel["runs"] for kernel in found["kernels"])
+    triton = [kernel for kernel in found["kernels"] if "triton" in kernel["kernel"]]
+    assert [kernel["runs"] or bool(kernel["why"]) for kernel in triton] == [True]
     assert "another project" in found["note"]
     assert {extra["extra"] for extra in found["extras"]} >= {"lab", "llm", "brain"}
     status, out, _ = call("doctor")

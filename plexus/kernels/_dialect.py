@@ -1,7 +1,8 @@
 """The words in which a neuron model is written, so that one source runs on tensors and on scalars.
 
-These are the tensor versions; `_source` gives the scalar ones. A model's functions may use these, arithmetic and
-comparisons (combined with `&` and `|`), and nothing else; an `if` may only ask for an option, never for a value.
+These are the tensor versions; `_source` and `_triton_source` give the scalar ones. A model's functions may use these,
+arithmetic and comparisons (combined with `&` and `|`), and nothing else; an `if` may only ask for an option, never for
+a value.
 """
 
 from __future__ import annotations

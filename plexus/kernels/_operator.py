@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plexus.kernels import _numba, _recurrent_loop
+from plexus.kernels import _numba, _recurrent_loop, _triton, _triton_recurrent
 from plexus.kernels._frame import Dynamics, eager_loop, options_from, out_of_reach, spike_function
 
 __all__ = ["BACKENDS", "Backend", "Operator"]
@@ -48,6 +48,16 @@ BACKENDS: dict[str, Backend] = {
         _recurrent_loop.recurrent_backward,
     ),
 }
+# a PyTorch built for GPUs and Triton beside it; whether a GPU is there is known when a tensor lies on one
+if torch.backends.cuda.is_built() and _triton.installed():
+    BACKENDS["cuda"] = Backend(
+        "triton",
+        (torch.float32, torch.float64),
+        _triton.forward,
+        _triton.backward,
+        _triton_recurrent.recurrent_forward,
+        _triton_recurrent.recurrent_backward,
+    )
 
 
 def with_echo(dynamics: Dynamics, out: Tensor, memory: Sequence[Tensor], after: list[Tensor]) -> tuple[Tensor, ...]:

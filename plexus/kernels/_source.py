@@ -1,4 +1,7 @@
-"""Fused loops as Numba source: a model's step and adjoint, specialised and written into loops over time and columns."""
+"""Fused loops as Numba source: a model's step and adjoint, specialised and written into loops over time and columns.
+
+`_triton_source` writes the same step and adjoint into Triton kernels; what both need is here.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 from plexus.kernels._frame import Dynamics, Options
 from plexus.kernels._surrogate import SURROGATES
 
-__all__ = ["CHUNK", "Loops", "Specialise", "head", "indent", "source"]
+__all__ = ["CHUNK", "Loops", "Specialise", "head", "indent", "source", "spikes"]
 
 CHUNK = 2048  # columns a chunk may have at most: its state and parameters stay in the first two levels of cache
 
@@ -79,13 +82,15 @@ class Specialise(ast.NodeTransformer):
         return node
 
 
-def _inlined(function: Callable[..., Any], o: Options, values: Sequence[str]) -> tuple[str, list[str]]:
+def _inlined(
+    function: Callable[..., Any], o: Options, values: Sequence[str], specialise: type[Specialise] = Specialise
+) -> tuple[str, list[str]]:
     """A model's function as statements for the inside of a loop, and the expressions that it returns."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     assert isinstance(tree, ast.FunctionDef)
     arguments = [a.arg for a in tree.args.args if a.arg not in ("spike", "slope", "o")]
     assigned = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    tree = ast.fix_missing_locations(Specialise(o, {*arguments, *assigned}).visit(tree))
+    tree = ast.fix_missing_locations(specialise(o, {*arguments, *assigned}).visit(tree))
     *body, last = tree.body
     assert isinstance(last, ast.Return)
     assert last.value is not None
@@ -94,21 +99,25 @@ def _inlined(function: Callable[..., Any], o: Options, values: Sequence[str]) ->
     return "\n".join([*head, *map(ast.unparse, body)]), [ast.unparse(r) for r in results]
 
 
-def _helper(name: str, function: Callable[..., Any], o: Options, shape: str) -> str:
-    body, (result,) = _inlined(function, o, ["u", "width"])
-    lines = textwrap.indent(f"{body}\nreturn {shape.format(result)}\n", "    ")
-    return f"\n@njit(forceinline=True, error_model='numpy')\ndef {name}(u, width, height):\n{lines}"
+def _helper(name: str, decorator: str, result: str, body: str = "") -> str:
+    return f"\n{decorator}\ndef {name}(u, width, height):\n{indent(f'{body}{chr(10)}return {result}', 4)}\n"
+
+
+def spikes(o: Options, decorator: str, specialise: type[Specialise] = Specialise) -> str:
+    """The spike and its slope, as functions of the distance to threshold, the width and the height."""
+    kind = SURROGATES[o.surrogate]
+    body, (result,) = _inlined(kind.derivative, o, ["u", "width"], specialise)
+    text = _helper("slope", decorator, f"height * ({result})", body)
+    if o.smooth:
+        body, (result,) = _inlined(kind.integral, o, ["u", "width"], specialise)
+        return text + _helper("spike", decorator, f"_f(0.5) + height * ({result})", body)
+    relation = ">=" if o.inclusive else ">"
+    return text + _helper("spike", decorator, f"where(u {relation} _f(0.0), _f(1.0), _f(0.0))")
 
 
 def head(o: Options, dtype: str) -> str:
     """What the loops of every model begin with: the dialect on scalars, the spike and its slope."""
-    kind = SURROGATES[o.surrogate]
-    text = _HEAD.format(dtype=dtype, chunk=CHUNK) + _helper("slope", kind.derivative, o, "height * ({})")
-    if o.smooth:
-        return text + _helper("spike", kind.integral, o, "_f(0.5) + height * ({})")
-    relation = ">=" if o.inclusive else ">"
-    text += "\n@njit(forceinline=True)\ndef spike(u, width, height):\n"
-    return text + f"    return _f(1.0) if u {relation} _f(0.0) else _f(0.0)\n"
+    return _HEAD.format(dtype=dtype, chunk=CHUNK) + spikes(o, "@njit(forceinline=True, error_model='numpy')")
 
 
 def source(dynamics: Dynamics, o: Options, dtype: str, uniform: bool, learn: bool) -> str:
@@ -122,6 +131,8 @@ class Loops:
     A chunk's numbers lie in one scratch array, section after section of C, so that the compiler sees that they do not
     overlap and uses vector instructions.
     """
+
+    specialise = Specialise
 
     def __init__(self, dynamics: Dynamics, o: Options, uniform: bool, learn: bool) -> None:
         self.d, self.o, self.uniform = dynamics, o, uniform
@@ -142,12 +153,34 @@ class Loops:
             return self.at(name)
         return f"c_{name}" if name in self.used or name in self.constants else "_f(0.0)"
 
+    def now(self, name: str) -> str:
+        """An input at this step, or `grad`, the gradient of the output."""
+        return f"{name}[j]"
+
+    def before(self, name: str) -> str:
+        """What was carried into the step whose adjoint is taken."""
+        return f"k_{name}[j]"
+
     def step(self) -> tuple[str, dict[str, str], str]:
-        """One step on the scratch: statements, the new value of what is carried, and the output."""
+        """One step on what is carried: statements, the new values, and the output."""
         names = (*self.d.memory, *self.d.columns, *self.d.constants)
-        given = [*(f"x_{n}[j]" for n in self.d.inputs), *(self.value(n) for n in names)]
-        body, (out, *new) = _inlined(self.d.step, self.o, given)
+        given = [*(self.now(f"x_{n}") for n in self.d.inputs), *(self.value(n) for n in names)]
+        body, (out, *new) = _inlined(self.d.step, self.o, given, self.specialise)
         return body, {n: e for n, e in zip(self.d.memory, new, strict=True) if n in self.carried}, out
+
+    def adjoint(self) -> tuple[str, dict[str, str], dict[str, str], dict[str, str]]:
+        """One step backwards: statements, and the gradients of the inputs, the states and the parameters."""
+        values = [self.before(n) if n in self.carried else "_f(0.0)" for n in self.d.memory]
+        values += [self.value(n) for n in (*self.d.columns, *self.d.constants)]
+        incoming = [self.at(f"d_{s}") if s in self.real else "_f(0.0)" for s in self.d.states]
+        given = [*(self.now(f"x_{n}") for n in self.d.inputs), *values, self.now("grad"), *incoming]
+        body, found = _inlined(self.d.adjoint, self.o, given, self.specialise)
+        rest = iter(found)
+        d_inputs, d_states, d_parameters = (
+            {name: next(rest) for name in names} for names in (self.d.inputs, self.d.states, self.d.parameters)
+        )
+        assert next(rest, None) is None, "an adjoint returns one gradient for each input, state and parameter"
+        return body, d_inputs, d_states, d_parameters
 
     def load(self) -> str:
         text = "for j in range(n):\n    pass\n"
@@ -232,15 +265,8 @@ def forward({self.strided}, out, steps, total, units, {self.values}{"".join(f"f_
         again = "".join(f"k_{n}[j] = {self.at(n)}\n" for n in self.carried) + body + "\n"
         again += "".join(f"n_{n} = {e}\n" for n, e in new.items())
         again += "".join(f"{self.at(n)} = n_{n}\n" for n in new)
-        values = [f"k_{n}[j]" if n in self.carried else "_f(0.0)" for n in self.d.memory]
-        values += [self.value(n) for n in (*self.d.columns, *self.d.constants)]
-        incoming = [self.at(f"d_{s}") if s in self.real else "_f(0.0)" for s in self.d.states]
-        given = [*(f"x_{n}[j]" for n in self.d.inputs), *values, "grad[j]", *incoming]
-        body, found = _inlined(self.d.adjoint, self.o, given)
-        d_inputs, found = found[: len(self.d.inputs)], found[len(self.d.inputs) :]
-        d_states = dict(zip(self.d.states, found, strict=False))
-        d_parameters = dict(zip(self.d.parameters, found[len(self.d.states) :], strict=True))
-        back = body + "\n" + "".join(f"dx_{n}[j] = {e}\n" for n, e in zip(self.d.inputs, d_inputs, strict=True))
+        body, d_inputs, d_states, d_parameters = self.adjoint()
+        back = body + "\n" + "".join(f"dx_{n}[j] = {e}\n" for n, e in d_inputs.items())
         back += "".join(f"{self.at(f'g_{p}')} += {d_parameters[p]}\n" for p in self.learnt)
         back += "".join(f"n_{s} = {d_states[s]}\n" for s in self.real)
         back += "".join(f"{self.at(f'd_{s}')} = n_{s}\n" for s in self.real)

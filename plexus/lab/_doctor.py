@@ -12,6 +12,7 @@ import torch
 
 from plexus._version import __version__
 from plexus.kernels import BACKENDS, lif
+from plexus.kernels._triton import missing
 from plexus.lab._catalogue import catalogue
 from plexus.lab._ledger import ledger_folder
 from plexus.lab._machine import cores, machine_class
@@ -33,6 +34,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "brain": ("nothing yet; for readers of recorded neurons", ("pynwb", "mne", "tensorly", "statsmodels", "pynapple")),
     "rl": ("nothing yet; for environments to act in", ("gymnasium", "mujoco")),
     "interop": ("NIR graphs to and from neuromorphic hardware and other simulators", ("nir",)),
+    "gpu": ("fused loops on a GPU (PyTorch built for CUDA brings it along)", ("triton",)),
     "ray": ("nothing yet; for trials on a cluster", ("ray",)),
     "mlflow": ("nothing yet; for the export of runs", ("mlflow",)),
 }
@@ -59,11 +61,15 @@ def _kernels() -> list[dict[str, Any]]:
             x = torch.randn(50, 8, 64, device=device)
             lif(x, decay=0.9, backend=backend)  # type: ignore[arg-type]  # the first call compiles
             started = time.perf_counter()
-            lif(x, decay=0.9, backend=backend)  # type: ignore[arg-type]
+            lif(x, decay=0.9, backend=backend)[0].sum().item()  # type: ignore[arg-type]  # waits until it has run
             entry |= {"runs": True, "milliseconds": round(1e3 * (time.perf_counter() - started), 3)}
         except Exception as error:  # whatever stops a kernel here is what the user wants to know
             entry["why"] = f"{type(error).__name__}: {error}".splitlines()[0]
         found.append(entry)
+    if "cuda" not in BACKENDS:
+        found.insert(
+            -1, {"kernel": "fused, triton", "device": "cuda", "runs": False, "milliseconds": None, "why": missing()}
+        )
     return found
 
 
