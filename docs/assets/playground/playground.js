@@ -306,8 +306,9 @@ globalThis.PlexusPlayground = (() => {
       norse: { fast_sigmoid: [`method="super", alpha=${number(1 / width)}`, 1] },
     }[peer][name];
     if (!found) return { text: null, note: `# surrogate: no verified counterpart of "${name}" here, so the default stands` };
-    const same = Math.abs(found[1] / height - 1) < 1e-6;
-    return { text: found[0], note: same ? null : `# surrogate: the same shape and width; its height here is ${number(found[1])}` };
+    const same = Math.abs(found[1] / height - 1) < 0.005; // the slider's width has three digits
+    const note = `# surrogate: the same shape and width; its height here is ${number(Number(found[1].toPrecision(4)))}`;
+    return { text: found[0], note: same ? null : note };
   }
 
   const torchLoop = (inputs, neuron) => [
