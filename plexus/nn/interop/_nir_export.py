@@ -207,5 +207,8 @@ def _parts(model: nn.Sequential) -> list[tuple[str, nn.Module]]:
 
 def _class(layer: nn.Module) -> type[nn.Module]:
     """The class of a layer; torch derives one for each parametrized layer."""
-    kind = type(layer)
-    return kind.__mro__[1] if parametrize.is_parametrized(layer) else kind
+    kind: type[nn.Module] = type(layer)
+    if parametrize.is_parametrized(layer):
+        base: Any = kind.__mro__[1]
+        kind = base
+    return kind
