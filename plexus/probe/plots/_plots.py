@@ -79,7 +79,7 @@ def raster(
     figure.update_yaxes(title="unit", range=[-0.5, base - 0.5], row=1, col=1)
     figure.update_yaxes(title="Hz", rangemode="tozero", row=2, col=1)
     figure.update_xaxes(title="time, ms", row=2, col=1)
-    figure.update_layout(template="plotly_white", showlegend=len(layers) > 1, height=480)
+    figure.update_layout(template="plotly_white", margin={"t": 30}, showlegend=len(layers) > 1, height=480)
     return figure
 
 
@@ -145,7 +145,9 @@ def traces(
                 showlegend=False,
             )
     title = f"potential{', ' + unit if unit else ''}" + (", shifted from unit to unit" if len(units) > 1 else "")
-    figure.update_layout(template="plotly_white", xaxis_title="time, ms", yaxis_title=title, height=420)
+    figure.update_layout(
+        template="plotly_white", margin={"t": 30}, xaxis_title="time, ms", yaxis_title=title, height=420
+    )
     return figure
 
 
@@ -184,6 +186,7 @@ def histogram(values: Tensor | nn.Module | Mapping[str, Tensor], *, bins: int = 
         figure.add_bar(x=centres, y=counts.tolist(), name=name, opacity=0.65 if len(flat) > 1 else 1.0)
     figure.update_layout(
         template="plotly_white",
+        margin={"t": 30},
         barmode="overlay",
         bargap=0.02,
         xaxis_title=label,
@@ -243,6 +246,7 @@ def movie(activity: Tensor, *, sample: int = 0, dt: float = 1.0, window: float |
     pause = {"label": "pause", "method": "animate", "args": [[None], {**jump, "frame": {"duration": 0}}]}
     figure.update_layout(
         template="plotly_white",
+        margin={"t": 30},
         height=460,
         sliders=[slider],
         updatemenus=[{"type": "buttons", "direction": "left", "x": 0.0, "y": 1.12, "buttons": [play, pause]}],
