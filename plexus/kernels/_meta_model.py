@@ -50,8 +50,6 @@ def step(  # type: ignore[no-untyped-def]
     v = (1.0 - y) * m + y * reset
     if o.second:
         u = u + jump * y
-    else:
-        u = stop(u)  # no part of the first order: it rests, and so does its gradient
     return s, v, u, s
 
 

@@ -22,7 +22,10 @@ FILE = Path(__file__).with_name("synthetic_study.py")
 def test_every_study_of_the_library_is_found_by_its_file_name():
     entries = catalogue()
     stems = {p.stem for p in studies_folder().glob("*/*.py") if not p.stem.startswith("_")}
-    assert {entry.slug.replace("-", "_") for entry in entries} == stems
+    slugs = {entry.slug.replace("-", "_") for entry in entries}
+    assert slugs >= stems
+    # a file may hold a second study, the first one's on other data, whose slug begins with the file's name
+    assert all(any(slug.startswith(stem) for stem in stems) for slug in slugs)
     for entry in entries:
         assert entry.family == Path(entry.source.path).parent.name
         assert entry.claim
