@@ -65,6 +65,6 @@ def test_what_comes_back_from_the_file_is_the_network(ran: tuple[dict[str, objec
 
 def test_the_pictures_of_the_page_are_there_and_small() -> None:
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", PAGE.read_text())
-    assert len(pictures) == 2
+    assert pictures
     for picture in pictures:
         assert 0 < (PAGE.parent / picture).stat().st_size < 150_000
