@@ -12,7 +12,7 @@ import importlib.util
 import sys
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +57,12 @@ def _entries(source: Source, family: str) -> list[Entry]:
         raise FormatError(f"{source.path} is not Python", given=str(error)) from error
     slug = Path(source.path).stem.strip("_").replace("_", "-")
     found = []
-    for node in tree.body:
-        if not isinstance(node, ast.ClassDef):
-            continue
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in classes.values():
         marks = {d.attr if isinstance(d, ast.Attribute) else getattr(d, "id", "") for d in node.decorator_list}
         if "study" not in marks:
             continue
-        text = _strings(node)
+        text = _strings(node, classes)
         title = (ast.get_docstring(node) or node.name).splitlines()[0]
         found.append(
             Entry(
@@ -78,9 +77,12 @@ def _entries(source: Source, family: str) -> list[Entry]:
     return found
 
 
-def _strings(node: ast.ClassDef) -> dict[str, str]:
-    """Class attributes that are plain strings."""
-    found = {}
+def _strings(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[str, str]:
+    """Class attributes that are plain strings, those of base classes in the same file included."""
+    found: dict[str, str] = {}
+    for base in reversed(node.bases):
+        if isinstance(base, ast.Name) and base.id in classes:
+            found |= _strings(classes[base.id], classes)
     for item in node.body:
         target = (
             item.targets[0]
