@@ -13,8 +13,6 @@ import nir
 import torch
 from torch import nn
 
-FOLDER = Path(sys.argv[1])
-
 
 def run_norse(graph, x, dt):
     import norse.torch as norse
@@ -39,10 +37,10 @@ def run_snntorch(graph, x):
     return torch.stack(out)
 
 
-def graphs():
+def graphs(folder):
     """Our networks' graphs, run by the peers on the same input."""
     found = {}
-    for path in sorted(FOLDER.glob("*.nir")):
+    for path in sorted(folder.glob("*.nir")):
         peer, _, dt = path.stem.split("-")
         x = torch.load(path.with_suffix(".x.pt"), weights_only=True)
         graph = nir.read(path)
@@ -160,5 +158,6 @@ def readers():
 
 
 if __name__ == "__main__":
-    results = {"graphs": graphs(), "readers": readers(), "weights": weights()}
-    (FOLDER / "results.json").write_text(json.dumps(results))
+    folder = Path(sys.argv[1])
+    results = {"graphs": graphs(folder), "readers": readers(), "weights": weights()}
+    (folder / "results.json").write_text(json.dumps(results))

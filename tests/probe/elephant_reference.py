@@ -5,15 +5,16 @@ python elephant_reference.py input.npz output.npz
 
 import sys
 
-import elephant
-import neo
 import numpy as np
-import quantities as pq
-from elephant.conversion import BinnedSpikeTrain
-from elephant.spike_train_dissimilarity import van_rossum_distance, victor_purpura_distance
 
 
 def main(source, target):
+    import elephant
+    import neo
+    import quantities as pq
+    from elephant.conversion import BinnedSpikeTrain
+    from elephant.spike_train_dissimilarity import van_rossum_distance, victor_purpura_distance
+
     raster = np.load(source)["z"]  # [time, unit], steps of 1 ms
     stop = len(raster) * pq.ms
     trains = [neo.SpikeTrain(np.flatnonzero(unit) * pq.ms, t_stop=stop) for unit in raster.T]
