@@ -102,7 +102,11 @@ def compare(case: str, options: argparse.Namespace) -> dict[str, object]:
         "products": round(floor / found["plexus dense"]["median_ms"], 2),
         "neurons_ms": neurons,
         "speedup": {name: round(found[name]["median_ms"] / step, 2) for name in rivals},
-        "speedup_neurons": {name: round(neurons[name] / max(neurons["plexus dense"], 0.1), 2) for name in rivals},
+        # a neuron part that the noise of two steps hides has no ratio
+        "speedup_neurons": {
+            name: round(neurons[name] / neurons["plexus dense"], 2) if neurons["plexus dense"] > 0.02 * floor else None
+            for name in rivals
+        },
         "peak_mb": {name: None if v is None else round(v, 1) for name, v in memory.items()},
         "errors": errors,
     }
