@@ -53,7 +53,7 @@ class TestFilters:
         start = torch.ones(2, 3, dtype=torch.float64)
         torch.testing.assert_close(leaky(x, decay, start), torch.stack(expected))
         for n in range(3):
-            alone = leaky(x[..., n], float(decay[n]), start[:, n])
+            alone = leaky(x[..., [n]], float(decay[n]), start[:, [n]]).squeeze(-1)
             torch.testing.assert_close(alone, torch.stack(expected)[..., n])
 
     @pytest.mark.parametrize("kind", [ExponentialSynapse, AlphaSynapse, DoubleExponentialSynapse])

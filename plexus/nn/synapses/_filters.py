@@ -5,9 +5,6 @@
     y[t] = (e/τ) dt Σ_n n a^n x[t-n]                                    alpha, largest value 1 (at t = τ)
     I[t] = y[t] (E - v[t])                                              conductance, with reversal potential E
 
-A filter of s is computed in blocks of time, s[t₀ … t₁] = L x[t₀ … t₁] + a^(1 …) s[t₀-1] with L[t, n] = a^(t-n): one
-matrix product for a block instead of one operation per step.
-
 Sources: Gerstner & Kistler 2002, section 4.1.3; Dayan & Abbott 2001, section 5.8. Time constants in ms.
 """
 
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import DtypeError, RangeError, ShapeError
+from plexus.kernels import decaying_sum
 
 __all__ = [
     "AlphaSynapse",
@@ -29,8 +27,6 @@ __all__ = [
     "FilterState",
     "leaky",
 ]
-
-_BLOCK = 64
 
 
 class FilterState(NamedTuple):
@@ -55,23 +51,7 @@ def leaky(x: Tensor, decay: Tensor | float, start: Tensor) -> Tensor:
         >>> leaky(torch.tensor([1.0, 0.0, 2.0]).reshape(3, 1, 1), 0.5, torch.zeros(1, 1)).flatten()
         tensor([1.0000, 0.5000, 2.2500])
     """
-    factor = torch.as_tensor(decay, dtype=x.dtype, device=x.device)
-    traces = []
-    for block in x.split(_BLOCK) if len(x) else ():
-        steps = torch.arange(len(block), device=x.device)
-        lag = (steps[:, None] - steps).clamp(min=0)
-        earlier = (steps[:, None] >= steps).to(x.dtype)
-        if factor.dim() == 0:
-            trace = ((factor**lag * earlier) @ block.flatten(1)).view_as(block)
-        else:
-            own = factor.expand(x.shape[2:]).flatten()
-            weights = own[:, None, None] ** lag * earlier
-            trace = torch.einsum("utn,nbu->tbu", weights, block.flatten(2)).reshape(block.shape)
-        after = steps.reshape(-1, *[1] * (x.dim() - 1)) + 1
-        trace = trace + factor**after * start
-        start = trace[-1]
-        traces.append(trace)
-    return torch.cat(traces) if traces else x
+    return decaying_sum(x, start, decay=decay)[0]
 
 
 class _Filter(nn.Module):
