@@ -36,7 +36,15 @@ class Layout:
 
 
 def layout(lead: Sequence[int], visit: Visit, positions: Positions) -> Layout:
-    """The rows of values with leading sizes `lead`, as the visit names them."""
+    """The rows of values with leading sizes `lead`, as the visit names them; worked out once per pass."""
+    key = ("layout", tuple(lead), visit.rows, positions)
+    if key not in visit.run.memo:
+        visit.run.memo[key] = _layout(lead, visit, positions)
+    found: Layout = visit.run.memo[key]
+    return found
+
+
+def _layout(lead: Sequence[int], visit: Visit, positions: Positions) -> Layout:
     names, run = visit.rows, visit.run
     index = dict(
         zip(names, torch.meshgrid(*[torch.arange(n) for n in lead], indexing="ij"), strict=True) if names else ()
@@ -74,6 +82,20 @@ def layout(lead: Sequence[int], visit: Visit, positions: Positions) -> Layout:
     return Layout(of_sample[row], position, keep, int(of_sample.max()) + 1)
 
 
+def _table(rows: Layout, visit: Visit, step: int) -> Table:
+    """The table of the rows that are kept; sites with equal rows share it, so that their grouping is found once."""
+    key = ("table", id(rows), visit.call, step)
+    if key not in visit.run.memo:
+        sample, position = rows.sample, rows.position
+        if rows.keep is not None:
+            sample, position = sample[rows.keep], position[rows.keep]
+        visit.run.memo[key] = Table(
+            sample, position, torch.full_like(sample, visit.call), torch.full_like(sample, step)
+        )
+    found: Table = visit.run.memo[key]
+    return found
+
+
 class Collector:
     """Takes visits of one batch and gives the rows of each site.
 
@@ -107,12 +129,8 @@ class Collector:
             raise ShapeError(f"site {site} has no units", given=tuple(values.shape))
         flat = values.detach().reshape(len(rows.sample), *values.shape[lead:])
         flat = (flat.clone() if rows.keep is None else flat[rows.keep.to(flat.device)]).cpu()
-        sample, position = rows.sample, rows.position
-        if rows.keep is not None:
-            sample, position = sample[rows.keep], position[rows.keep]
         passes = self._passes[site]
-        step = passes.setdefault(visit.run.index, len(passes))
-        table = Table(sample, position, torch.full_like(sample, visit.call), torch.full_like(sample, step))
+        table = _table(rows, visit, passes.setdefault(visit.run.index, len(passes)))
         if self.finite and flat.is_floating_point() and not bool(flat.isfinite().all()):
             self._complain(site, flat, table)
         if self.pool:
