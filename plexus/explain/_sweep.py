@@ -1,8 +1,8 @@
 """One unit changed at a time, for many units, with many of them in one pass of the model.
 
 A batch of B samples is repeated K times; in the k-th copy unit u_k of one site is multiplied by its own factor and
-everything else is left alone. So K interventions cost one forward pass of K·B rows, and each row is what the model gives
-under that one edit.
+everything else is left alone. So K interventions cost one forward pass of K·B rows, and each row is what the model
+gives under that one edit.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Images:
         return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
     def place(self, values: Tensor, sample: int) -> list[float] | None:
-        """Left, top, width and height of the most active place, as shares of the image; None for a unit of all of it."""
+        """Left, top, width, height of the most active place, as shares of the image; None for a unit without place."""
         height, width = self.images.shape[-2:]
         columns = round((len(values) * width / height) ** 0.5)
         if len(values) < 2 or columns < 1 or len(values) % columns:
@@ -165,10 +165,7 @@ class Texts:
         if answers is not None:
             # the token that follows the prompt, however the tokenizer joins the two
             self.first = torch.tensor(
-                [
-                    _after(tokenizer, text, answer)
-                    for text, answer in zip(texts, answers, strict=True)
-                ]
+                [_after(tokenizer, text, answer) for text, answer in zip(texts, answers, strict=True)]
             )
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:

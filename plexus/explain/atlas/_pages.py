@@ -1,7 +1,7 @@
 """The atlas as a folder of pages that opens from disk: one HTML file, its style and script, and data beside them.
 
-Data are scripts (`atlas.put(…)`), because a page opened from disk may load scripts and may not fetch files. The units of a
-site are cut into blocks, which the page loads when one of their units is looked at.
+Data are scripts (`atlas.put(…)`), because a page opened from disk may load scripts and may not fetch files. The units
+of a site are cut into blocks, which the page loads when one of their units is looked at.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def _fill(atlas: Atlas, folder: Path) -> None:
 
 def _front(atlas: Atlas) -> dict[str, Any]:
     """Everything that the front page draws."""
+    names = short_names([page.site.path for page in atlas.pages])
     return {
         "title": atlas.title,
         "kind": atlas.matter.kind,
@@ -102,8 +103,8 @@ def _front(atlas: Atlas) -> dict[str, Any]:
         "block": BLOCK,
         "sites": [
             {
-                "name": page.site.path,
-                "at": page.site.at,
+                "name": name,
+                "path": str(page.site),
                 "concept": page.concept.tolist(),
                 "selectivity": _short(page.selectivity),
                 "effect": _short(page.effect),
@@ -111,9 +112,30 @@ def _front(atlas: Atlas) -> dict[str, Any]:
                 "edge": _short(page.edge),
                 "full": sorted(page.doses),
             }
-            for page in atlas.pages
+            for name, page in zip(names, atlas.pages, strict=True)
         ],
     }
+
+
+def short_names(paths: list[str]) -> list[str]:
+    """Paths without what all have in common, but for the one part before they differ.
+
+    Examples:
+        >>> short_names(["model.layers.0.mlp.down", "model.layers.1.mlp.down"])
+        ['layers.0', 'layers.1']
+        >>> short_names(["conv", "fc"]), short_names(["net.fc"])
+        (['conv', 'fc'], ['net.fc'])
+    """
+    split = [path.split(".") for path in paths]
+    if len(set(paths)) < 2 or len(set(paths)) < len(paths):
+        return paths
+    head = 0
+    while all(len(parts) > head + 1 for parts in split) and len({parts[head] for parts in split}) == 1:
+        head += 1
+    tail = 0
+    while all(len(parts) - tail > head + 1 for parts in split) and len({parts[-1 - tail] for parts in split}) == 1:
+        tail += 1
+    return [".".join(parts[max(0, head - 1) : len(parts) - tail]) for parts in split]
 
 
 def _unit(page: Page, unit: int) -> dict[str, Any]:

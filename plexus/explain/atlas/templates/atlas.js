@@ -37,7 +37,7 @@ const atlas = (() => {
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const kind = (dot) => KINDS[(dot.selectivity >= DETECTS ? 1 : 0) + (dot.effect > dot.edge ? 2 : 0)][0];
-  const nats = (x) => (Math.abs(x) < 0.0005 ? "0.000" : x.toFixed(Math.abs(x) < 10 ? 3 : 1));
+  const nats = (x) => (Math.abs(x) < 5e-5 ? "0.0000" : Math.abs(x) < 0.01 ? x.toPrecision(2) : x.toFixed(Math.abs(x) < 10 ? 3 : 1));
 
   // ---- the map ---------------------------------------------------------------------------------------------------------
   function visible() {
@@ -60,7 +60,7 @@ const atlas = (() => {
     low -= room;
     high += room;
     const left = Math.min(0.5, ...dots.map((d) => d.selectivity)) - 0.02;
-    box = { width, height, ratio, knee, low, high, left, right: 1.01, pad: [10, 12, 44, 58] };
+    box = { width, height, ratio, knee, low, high, left, right: 1.01, pad: [10, 12, 44, 70] };
   }
 
   const px = (v) => box.pad[3] + ((v - box.left) / (box.right - box.left)) * (box.width - box.pad[1] - box.pad[3]);
@@ -80,7 +80,7 @@ const atlas = (() => {
 
   function ticks() {
     const found = [0];
-    for (let power = -4; power <= 2; power++) for (const sign of [-1, 1]) found.push(sign * 10 ** power);
+    for (let power = -6; power <= 2; power++) for (const sign of [-1, 1]) found.push(sign * 10 ** power);
     const kept = [];
     for (const value of found.filter((v) => bend(v, box.knee) > box.low && bend(v, box.knee) < box.high)) {
       if (kept.every((other) => Math.abs(py(other) - py(value)) > 18)) kept.push(value);
@@ -260,6 +260,7 @@ const atlas = (() => {
       const place = front.sites[dot.site];
       $("unit").replaceChildren(
         make("h2", {}, `Unit ${dot.unit} of ${place.name}`),
+        make("p", { class: "note" }, place.path),
         make("p", { class: "lead" }, `Concept “${front.concepts[dot.concept]}”. It ${SENTENCE[kind(dot)]}.`),
         make("div", { class: "facts" },
           make("div", {}, make("b", {}, dot.selectivity.toFixed(3)), make("span", {}, "selectivity (AUROC)")),
