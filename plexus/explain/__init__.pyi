@@ -2,3 +2,4 @@ from . import controls as controls
 from ._compare import Comparison as Comparison
 from ._compare import Effect as Effect
 from ._compare import compare as compare
+from . import circuits as circuits
