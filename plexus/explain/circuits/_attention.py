@@ -157,7 +157,8 @@ def pattern_of(recording: Any, site: Site) -> Tensor:
             given=f"{flat.shape[1]} pairs of query and key",
             mend="record a plain forward pass",
         )
-    return flat.unflatten(1, (length, length)).movedim(3, 1)
+    square: Tensor = flat.unflatten(1, (length, length)).movedim(3, 1)
+    return square
 
 
 def _attention_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
