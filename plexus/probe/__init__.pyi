@@ -42,3 +42,9 @@ from ._trace import trace as trace
 from . import information as information
 from ._step_states import StepStates as StepStates
 from ._step_states import step_states as step_states
+from ._language import Coherence as Coherence
+from ._language import coherence as coherence
+from ._language import perplexity as perplexity
+from ._language import surprisal as surprisal
+from ._bisect import WithinBudget as WithinBudget
+from ._bisect import largest_within as largest_within
