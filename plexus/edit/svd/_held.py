@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from plexus.edit._layers import by_output, from_output, layout, uses
 from plexus.errors import UnsupportedError
+from plexus.units._exact import why_not_exact
 from plexus.units._paths import find_module, unwrap, walk
 
 __all__ = ["Held", "Term", "hold", "matrix_of", "output_path", "untie"]
@@ -110,22 +111,13 @@ def matrix_of(model: nn.Module, path: str) -> Tensor:
         UnsupportedError: the layer has no such matrix, or not as plain floats.
     """
     module = find_module(model, path)
-    kind = type(module).__name__
-    if any("lora" in name for name, _ in module.named_parameters()):
-        raise _refusal(path, f"the {kind} has an adapter", "merge it first")
-    # a quantised layer keeps integers, or floats of eight bits beside their scales
-    weight = module._parameters.get("weight")
-    plain = weight is not None and weight.is_floating_point() and weight.element_size() > 1
-    quantised = any(word in kind.lower() for word in ("4bit", "8bit", "quant", "fp8", "int8"))
-    if quantised or (weight is not None and not plain):
-        stored = "" if weight is None else f", stored as {weight.dtype}"
-        raise _refusal(path, f"the {kind} is quantised{stored}", "load the model without quantisation, or this layer")
+    reason = why_not_exact(module)
+    if reason is not None:
+        raise _refusal(path, f"of this {type(module).__name__}, {reason}", "load the layer as plain floats")
     if layout(module) is None:
-        raise _refusal(path, f"a {kind} has no matrix", "name a linear layer, a convolution or an embedding: path=")
-    if weight is None:
-        raise _refusal(path, "its weights are computed from other parameters", "remove the parametrization first")
-    if weight.is_meta:
-        raise _refusal(path, "its weights are not in memory now", "load the model without offloading")
+        mend = "name a linear layer, a convolution or an embedding: path="
+        raise _refusal(path, f"a {type(module).__name__} has no matrix", mend)
+    weight: Tensor = module._parameters["weight"]  # type: ignore[assignment]
     if getattr(module, "groups", 1) != 1:
         raise _refusal(path, "the convolution has groups, each a matrix of its own", "edit a layer without groups")
     wide = torch.promote_types(weight.dtype, torch.float32)
