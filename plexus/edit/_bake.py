@@ -16,15 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from plexus.edit._edit import Edit
+from plexus.edit._layers import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    by_input,
+    by_output,
+    from_input,
+    from_output,
+    inputs,
+    layout,
+    outputs,
+)
 from plexus.edit._step import Step
 from plexus.errors import DtypeError, RangeError, UnsupportedError
 from plexus.units import Site
+from plexus.units._exact import why_not_exact
 from plexus.units._paths import find_module, has_loop, refuse_out_of_reach
 
 __all__ = ["Baked", "bake"]
 
-_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -155,18 +165,25 @@ def _task(model: nn.Module, site: Site, gain: Tensor, bias: Tensor) -> _Task:
     module, reads, distance = find_module(model, site.path), site.at == "input", 0
     if site.leaf not in (None, 0):
         raise _refusal(site, "it is one of several tensors of a module")
-    if any("lora" in name for name, _ in module.named_parameters()):
-        raise _refusal(site, "the layer has an adapter; merge it first")
     if not reads and site.where == "loop" and has_loop(module):
         raise _refusal(site, "it acts inside the layer's loop")
-    if not reads and _layout(module) is None and not isinstance(module, (*_NORMS, nn.RMSNorm)):
+    _check_weights(model, module, site)
+    if not reads and layout(module) is None and not isinstance(module, (*_NORMS, nn.RMSNorm)):
         module, distance = _reader(model, module, site)
         reads = True
-    if reads and (_layout(module) is None or isinstance(module, nn.Embedding)):
+        _check_weights(model, module, site)
+    if reads and (layout(module) is None or isinstance(module, nn.Embedding)):
         raise _refusal(site, f"a {type(module).__name__} is no linear layer")
     if getattr(module, "weight", None) is None:
         raise _refusal(site, f"the {type(module).__name__} has no weights")
-    return _Task(site, module, reads, distance, *_flat(site, gain, bias, (_inputs if reads else _outputs)(module)))
+    return _Task(site, module, reads, distance, *_flat(site, gain, bias, (inputs if reads else outputs)(module)))
+
+
+def _check_weights(model: nn.Module, module: nn.Module, site: Site) -> None:
+    """A layer whose weights cannot be edited exactly is refused before anybody asks for their shape."""
+    reason = None if getattr(module, "weight", None) is None else why_not_exact(module, model=model)
+    if reason is not None:
+        raise _refusal(site, reason)
 
 
 class _Weights:
@@ -181,30 +198,28 @@ class _Weights:
 
     def get(self, name: str) -> tuple[str, nn.Parameter, Tensor]:
         """The full name, the parameter and its value so far."""
-        parameter = self.module._parameters.get(name)
-        if parameter is None:
-            raise _refusal(self.site, f"the {name} is computed from other parameters")
-        names = [full for full, p in self.model.named_parameters(remove_duplicate=False) if p is parameter]
-        if len(names) > 1:
-            raise _refusal(self.site, f"its weights are used in several places ({', '.join(names)})")
-        if not parameter.is_floating_point():
-            raise _refusal(self.site, f"its weights are stored as {parameter.dtype}")
-        known = self.pending.get(names[0])
+        reason = why_not_exact(self.module, name, model=self.model)
+        if reason is not None:
+            raise _refusal(self.site, reason)
+        parameter = self.module._parameters[name]
+        assert parameter is not None
+        full = next(full for full, other in self.model.named_parameters() if other is parameter)
+        known = self.pending.get(full)
         wide = torch.promote_types(parameter.dtype, torch.float64)
-        return names[0], parameter, parameter.detach().to(wide) if known is None else known.value
+        return full, parameter, parameter.detach().to(wide) if known is None else known.value
 
 
 def _read(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
     module, site = weights.module, weights.site
     name, parameter, weight = weights.get("weight")
     gain, bias = gain.to(weight), bias.to(weight)
-    matrix = _by_input(module, weight)  # [out, in, …] of each group
+    matrix = by_input(module, weight)  # [out, in, …] of each group
     groups = matrix.shape[0]
     columns = gain.reshape(groups, 1, -1, *(1 for _ in matrix.shape[3:]))
     changed = torch.where(columns == 0, torch.zeros_like(matrix), matrix * columns)
-    changes = [_Change(name, parameter, _from_input(module, changed, weight.shape))] if bool((gain != 1).any()) else []
+    changes = [_Change(name, parameter, from_input(module, changed, weight.shape))] if bool((gain != 1).any()) else []
     if bool((bias != 0).any()):
-        if isinstance(module, _TRANSPOSED) or (isinstance(module, _CONV) and not _unpadded(module)):
+        if isinstance(module, TRANSPOSED) or (isinstance(module, CONVOLUTIONS) and not _unpadded(module)):
             raise _refusal(site, "a constant does not reach into the padding of a convolution")
         if not weights.has("bias"):
             raise _refusal(site, "the layer has no bias to hold the constant")
@@ -218,67 +233,17 @@ def _put_out(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
     module, site = weights.module, weights.site
     name, parameter, weight = weights.get("weight")
     gain, bias = gain.to(weight), bias.to(weight)
-    rows = _by_output(module, weight)  # [out, …]
+    rows = by_output(module, weight)  # [out, …]
     changed = rows * gain.reshape(-1, *(1 for _ in rows.shape[1:]))
     if isinstance(module, nn.Embedding):
         changed = changed + bias[:, None]
     elif not weights.has("bias") and bool((bias != 0).any()):
         raise _refusal(site, "the layer has no bias to hold the constant")
-    changes = [_Change(name, parameter, _from_output(module, changed, weight.shape))]
+    changes = [_Change(name, parameter, from_output(module, changed, weight.shape))]
     if weights.has("bias"):
         name, parameter, offset = weights.get("bias")
         changes.append(_Change(name, parameter, offset * gain + bias))
     return changes
-
-
-def _layout(module: nn.Module | None) -> str | None:
-    """How the weight of a linear layer lies: `out in`, `in out`, or None if the module is none."""
-    if isinstance(module, (nn.Linear, *_CONV)) and not isinstance(module, nn.LazyLinear):
-        return "out in"
-    if isinstance(module, (nn.Embedding, *_TRANSPOSED)) or (
-        type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-    ):
-        return "in out"
-    return None
-
-
-def _inputs(module: nn.Module) -> int:
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return int(weight.shape[0] if _layout(module) == "in out" else weight.shape[1] * getattr(module, "groups", 1))
-
-
-def _outputs(module: nn.Module) -> int:
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    if _layout(module) == "in out":
-        return int(weight.shape[1] * getattr(module, "groups", 1))
-    return int(weight.shape[0])
-
-
-def _by_input(module: nn.Module, weight: Tensor) -> Tensor:
-    """The weight as `[group, out, in, …]`."""
-    groups = int(getattr(module, "groups", 1))
-    split: Tensor = weight.reshape(groups, -1, *weight.shape[1:])
-    return split.transpose(1, 2) if _layout(module) == "in out" else split
-
-
-def _from_input(module: nn.Module, matrix: Tensor, shape: torch.Size) -> Tensor:
-    matrix = matrix.transpose(1, 2) if _layout(module) == "in out" else matrix
-    return matrix.reshape(shape)
-
-
-def _by_output(module: nn.Module, weight: Tensor) -> Tensor:
-    """The weight as `[out, …]`."""
-    if _layout(module) != "in out":
-        return weight
-    groups = int(getattr(module, "groups", 1))
-    return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-
-
-def _from_output(module: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
-    if _layout(module) != "in out":
-        return rows
-    groups = int(getattr(module, "groups", 1))
-    return rows.reshape(groups, -1, *rows.shape[1:]).transpose(1, 2).reshape(shape)
 
 
 def _unpadded(module: nn.Module) -> bool:
@@ -298,7 +263,7 @@ def _reader(model: nn.Module, module: nn.Module, site: Site) -> tuple[nn.Module,
     distance, reader = next(
         ((count, layer) for count, layer in enumerate(following, 1) if not isinstance(layer, nn.Identity)), (0, None)
     )
-    if reader is None or _layout(reader) is None or isinstance(reader, nn.Embedding):
+    if reader is None or layout(reader) is None or isinstance(reader, nn.Embedding):
         raise _refusal(site, f"what a {type(module).__name__} puts out does not go straight into a linear layer")
     return reader, distance
 
