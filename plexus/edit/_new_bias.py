@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from plexus.units._paths import find_module, unwrap, walk
+from plexus.units._paths import unwrap, walk
 
 __all__ = ["declare_biases", "why_no_bias"]
 
@@ -39,11 +39,11 @@ def declare_biases(model: nn.Module, paths: list[str]) -> None:
             continue
         setattr(config, field, True)
         for name, module in walk(model):
-            beside = isinstance(module, nn.Linear) and module.bias is None and _field(config, f"{name}.bias") == field
-            if beside:
+            beside = getattr(module, "bias", 0) is None and _field(config, f"{name}.bias") == field
+            if isinstance(module, nn.Linear) and beside:
                 weight = module.weight
                 zeros = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
-                find_module(model, name).bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+                module.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
 
 
 def _field(config: Any, path: str) -> str | None:

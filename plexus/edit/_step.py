@@ -144,7 +144,8 @@ class Action:
                 change = torch.where(along[..., :1] > numbers["threshold"], change, 0.0)
         else:
             change = self._act(along, numbers) - along
-        return values + change @ back
+        out: Tensor = values + change @ back
+        return out
 
     def _chosen(self, values: Tensor, numbers: Mapping[str, Tensor], visit: Visit) -> Tensor:
         """Which direction the probe chooses, `[*rows]`."""
@@ -227,6 +228,7 @@ def _turned(along: Tensor, degrees: Tensor, *, absolute: bool) -> Tensor:
     angle = degrees.double().deg2rad()
     cos, sin = angle.cos().to(along.dtype), angle.sin().to(along.dtype)
     if absolute:
-        return along.norm(dim=-1, keepdim=True) * torch.stack([cos, sin], -1)
+        length: Tensor = along.norm(dim=-1, keepdim=True)
+        return length * torch.stack([cos, sin], -1)
     a, b = along[..., 0], along[..., 1]
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1)

@@ -328,7 +328,8 @@ def _whitened(site: Site, difference: Tensor, positive: Tensor, negative: Tensor
             given=f"{len(rest)} samples of {size} units at {site}, shrinkage {shrinkage}",
             mend="more samples, or a larger shrinkage",
         )
-    return torch.linalg.solve(shrunk, difference)
+    out: Tensor = torch.linalg.solve(shrunk, difference)
+    return out
 
 
 def _logistic(positive: Tensor, negative: Tensor, penalty: float) -> tuple[Tensor, float]:
@@ -348,7 +349,7 @@ def _axis(site: Site, positive: Tensor, negative: Tensor) -> Tensor:
             f"pairs need as many positive as negative samples at {site}", given=(len(positive), len(negative))
         )
     pairs = positive - negative
-    axis = torch.linalg.svd(pairs, full_matrices=False).Vh[0]
+    axis: Tensor = torch.linalg.svd(pairs, full_matrices=False).Vh[0]
     return -axis if float((pairs @ axis).sum()) < 0 else axis
 
 

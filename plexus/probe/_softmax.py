@@ -51,6 +51,8 @@ def fit_softmax(x: Tensor, y: Tensor, classes: int, penalty: float) -> tuple[Ten
         return value, np.concatenate([(error.T @ rows + penalty * weight).reshape(-1), error.sum(0)])
 
     options = {"maxiter": 2000, "ftol": 1e-13, "gtol": 1e-8}
-    found = optimize.minimize(objective, np.zeros(classes * (features + 1)), jac=True, method="L-BFGS-B", options=options)
+    found = optimize.minimize(
+        objective, np.zeros(classes * (features + 1)), jac=True, method="L-BFGS-B", options=options
+    )
     weight, bias = found.x[: classes * features].reshape(classes, features), found.x[classes * features :]
     return torch.from_numpy(weight.copy()), torch.from_numpy(bias - bias.mean())

@@ -9,8 +9,8 @@
 
 Every rotation keeps ‖h‖. Everything is computed from the two coordinates, never from a matrix of the width squared.
 
-Source: Turner et al. 2023 (adding), Arditi et al. 2024 (taking out), Vu and Nguyen 2025 (absolute and adaptive turning),
-Dang and Ngo 2026 (relative turning).
+Source: Turner et al. 2023 (adding), Arditi et al. 2024 (taking out), Vu and Nguyen 2025 (absolute and adaptive
+turning), Dang and Ngo 2026 (relative turning).
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def rotate(
     """Turn the values in a plane; their length stays.
 
     Args:
-        planes: per site two vectors `[2, unit]` that span the plane; the first is its zero angle, the second is taken at
-            a right angle to it.
+        planes: per site two vectors `[2, unit]` that span the plane; the first is its zero angle, the second is taken
+            at a right angle to it.
         degrees: the angle.
         mode: "relative" turns by the angle; "absolute" turns to it, whatever the angle was; "adaptive" does so only
             where the values point along the first vector.
@@ -187,7 +187,9 @@ def plane(vectors: Tensor) -> Tensor:
     for _ in range(2):  # once more, for what rounding leaves
         rest = rest - (rest @ first) * first
     if not bool(length.isfinite()) or not bool(rest.norm() > 1e-6):
-        raise RangeError("two parallel vectors span no plane", given=f"lengths {float(length):g}, {float(two.norm()):g}")
+        raise RangeError(
+            "two parallel vectors span no plane", given=f"lengths {float(length):g}, {float(two.norm()):g}"
+        )
     dtype = torch.promote_types(vectors.dtype, torch.float32)
     return torch.stack([first, rest / rest.norm()]).to(dtype)
 
