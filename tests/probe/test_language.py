@@ -85,7 +85,7 @@ def test_repetition_counts_runs_that_stand_earlier(words: list[str], n: int) -> 
 
 
 @given(st.text())
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_coherence_is_three_shares(text: str) -> None:
     assert all(0 <= value <= 1 for value in probe.coherence(text))
 
