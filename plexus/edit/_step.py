@@ -212,7 +212,7 @@ class Action:
             )
 
     def _here(self, values: Tensor, visit: Visit) -> Tensor:
-        if "t" not in visit.rows:
+        if "t" not in visit.rows and visit.routed is None:
             raise SiteError(
                 f"positions={self.step.positions!r} needs tokens, and site {self.site.path!r} has none",
                 given=f"axes {', '.join(visit.rows)}",

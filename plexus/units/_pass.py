@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from plexus.units._routing import Routed
 from plexus.units._site import Site
 
 __all__ = ["Generation", "Pass", "Visit", "open_pass", "opens_stream", "stream_of"]
@@ -56,6 +57,7 @@ class Visit:
         call: the n-th call of this module in this pass, from 0.
         run: the pass, as seen from the stream of this site.
         recomputing: inside backward, where a checkpointed part of the model runs a second time.
+        routed: which tokens the rows of an axis `r` are, in a mixture of experts; else None.
     """
 
     site: Site
@@ -63,6 +65,7 @@ class Visit:
     call: int
     run: Pass
     recomputing: bool = False
+    routed: Routed | None = None
 
 
 class Generation(NamedTuple):
