@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from plexus import edit
 from plexus.edit import steer
 from plexus.errors import UnsupportedError
-from plexus.units import Neurons, Site, sites
+from plexus.units import Neurons, Site
 
 RANDOM = torch.Generator().manual_seed(5)
 DIRECTION, PAIR = torch.randn(16, generator=RANDOM), torch.randn(2, 16, generator=RANDOM)

@@ -239,7 +239,8 @@ def test_positions_are_those_of_the_prompt_the_rest_and_the_last(
 def test_strength_within_a_budget_of_perplexity(tiny: Callable[..., Any]) -> None:
     model, _ = tiny("llama")
     texts = ["\x05\x06\x07\x08", "\x09\x0a\x0b"]
-    up = {sites.residual(model)[1]: normal(16)}
+    wanted = model.lm_head.weight.detach()[[6, 7, 8, 10, 11]].sum(0)
+    up = {sites.residual(model)[1]: -wanted}  # away from the words of the texts
     found = steer.strongest(lambda s: steer.add(up, s), model, Letters(), texts, high=500.0, ratio=1.1, tolerance=1e-3)
     assert found.plain == pytest.approx(probe.perplexity(model, Letters(), texts))
     with found.edit.on(model):
