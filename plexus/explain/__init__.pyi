@@ -6,3 +6,5 @@ from . import atlas as atlas
 from ._sweep import Cell as Cell
 from ._sweep import sweep as sweep
 from ._sweep import unit_effects as unit_effects
+from . import circuits as circuits
+from . import diff as diff
