@@ -4,6 +4,8 @@ An affine edit x' = g ⊙ x + a of what a linear layer reads, or of what it puts
 
     reads      W x' + b = (W diag g) x + (b + W a)
     puts out   (W x + b)' = (diag g W) x + (g ⊙ b + a)
+
+and so is an edit along directions, in which the matrix M = I + B⁺ diag(f - 1) B stands in the place of diag g.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ class _Change(NamedTuple):
 class _Task(NamedTuple):
     """The edit of one site as a change of one layer: of what it reads, or of what it puts out.
 
-    `distance` counts the modules that the values pass, as they are, before the layer reads them.
+    `distance` counts the modules that the values pass, as they are, before the layer reads them. `gain` is one number
+    per unit, `[size]`, or where the edit acts along directions a matrix `[size, size]` with x' = x M.
     """
 
     site: Site
@@ -110,7 +113,11 @@ def bake(model: nn.Module, edit: Edit, *, anyway: bool = False) -> Baked:
     edit._check_model(model, anyway)
     refuse_out_of_reach(model)
     pending: dict[str, _Change] = {}
-    tasks = [_task(model, action.site, *_affine(step, action.site)) for step in edit.steps for action in step.actions()]
+    tasks = [
+        _task(model, action.site, *_affine(step, action.site), along=step.basis is not None)
+        for step in edit.steps
+        for action in step.actions()
+    ]
     if not tasks:
         raise RangeError("there are no units to bake", given=repr(edit))
     # W g(f(x)) takes in g before f: what happens last to the values that a layer reads is written first
@@ -141,13 +148,13 @@ def _affine(step: Step, site: Site) -> tuple[Tensor, Tensor]:
         reason = "limits are not linear"
     elif step.positions != "all":
         reason = "it acts on some tokens only"
-    elif step.basis is not None:
-        reason = "it acts along directions"
     elif site.call is not None:
         reason = "it acts at one call of several"
     if reason is not None:
         raise _refusal(site, reason)
     given = next(iter(numbers.values()))
+    if step.basis is not None:
+        return _along(step.name, step.basis[site].double() * mask, given)
     shape = given.shape if given.dim() else mask.shape
     chosen = mask.reshape(-1, *(1 for _ in shape[1:]))
     gain, bias = torch.ones(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
@@ -160,7 +167,18 @@ def _affine(step: Step, site: Site) -> tuple[Tensor, Tensor]:
     return gain.detach(), bias.detach()
 
 
-def _task(model: nn.Module, site: Site, gain: Tensor, bias: Tensor) -> _Task:
+def _along(name: str, basis: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """An edit along directions `[direction, unit]` as x' = x M + a: M `[unit, unit]` and a `[unit]`."""
+    identity, inverse = torch.eye(basis.shape[1], dtype=basis.dtype), torch.linalg.pinv(basis)
+    numbers = given.expand(len(basis))
+    if name == "scale":
+        return (identity + inverse @ ((numbers - 1)[:, None] * basis)).detach(), basis.new_zeros(basis.shape[1])
+    if name == "add":
+        return identity, (numbers @ basis).detach()
+    return (identity - inverse @ basis).detach(), (numbers @ basis).detach()
+
+
+def _task(model: nn.Module, site: Site, gain: Tensor, bias: Tensor, *, along: bool) -> _Task:
     """Which layer takes the edit of a site into its weights, and with which numbers."""
     module, reads, distance = find_module(model, site.path), site.at == "input", 0
     if site.leaf not in (None, 0):
@@ -176,7 +194,16 @@ def _task(model: nn.Module, site: Site, gain: Tensor, bias: Tensor) -> _Task:
         raise _refusal(site, f"a {type(module).__name__} is no linear layer")
     if getattr(module, "weight", None) is None:
         raise _refusal(site, f"the {type(module).__name__} has no weights")
-    return _Task(site, module, reads, distance, *_flat(site, gain, bias, (inputs if reads else outputs)(module)))
+    size = (inputs if reads else outputs)(module)
+    if not along:
+        return _Task(site, module, reads, distance, *_flat(site, gain, bias, size))
+    if isinstance(module, (*_NORMS, nn.RMSNorm)) or getattr(module, "groups", 1) != 1 or site.has_features:
+        raise _refusal(site, "it acts along directions, which the layer's weights keep apart")
+    slots, flat_bias = _flat(site, torch.arange(len(bias)).double() + 2, bias, size)
+    whole, place = torch.eye(size, dtype=gain.dtype), (slots > 1).nonzero().squeeze(1)
+    place = place[slots[place].argsort()]  # where unit 0, 1, 2 … of the site stand
+    whole[place[:, None], place] = gain
+    return _Task(site, module, reads, distance, whole, flat_bias)
 
 
 def _check_weights(model: nn.Module, module: nn.Module, site: Site) -> None:
@@ -215,15 +242,21 @@ def _read(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
     gain, bias = gain.to(weight), bias.to(weight)
     matrix = by_input(module, weight)  # [out, in, …] of each group
     groups = matrix.shape[0]
-    columns = gain.reshape(groups, 1, -1, *(1 for _ in matrix.shape[3:]))
-    changed = torch.where(columns == 0, torch.zeros_like(matrix), matrix * columns)
-    changes = [_Change(name, parameter, from_input(module, changed, weight.shape))] if bool((gain != 1).any()) else []
+    if gain.dim() == 2:
+        changed = torch.einsum("goi...,ji->goj...", matrix, gain)
+        altered = not torch.equal(gain, torch.eye(len(gain)).to(gain))
+    else:
+        columns = gain.reshape(groups, 1, -1, *(1 for _ in matrix.shape[3:]))
+        changed = torch.where(columns == 0, torch.zeros_like(matrix), matrix * columns)
+        altered = bool((gain != 1).any())
+    changes = [_Change(name, parameter, from_input(module, changed, weight.shape))] if altered else []
     if bool((bias != 0).any()):
         if isinstance(module, TRANSPOSED) or (isinstance(module, CONVOLUTIONS) and not _unpadded(module)):
             raise _refusal(site, "a constant does not reach into the padding of a convolution")
         if not weights.has("bias"):
             raise _refusal(site, "the layer has no bias to hold the constant")
-        shift = (matrix * bias.reshape(columns.shape)).flatten(2).sum(2).reshape(-1)
+        spread = bias.reshape(groups, 1, -1, *(1 for _ in matrix.shape[3:]))
+        shift = (matrix * spread).flatten(2).sum(2).reshape(-1)
         name, parameter, offset = weights.get("bias")
         changes.append(_Change(name, parameter, offset + shift))
     return changes
@@ -234,7 +267,10 @@ def _put_out(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
     name, parameter, weight = weights.get("weight")
     gain, bias = gain.to(weight), bias.to(weight)
     rows = by_output(module, weight)  # [out, …]
-    changed = rows * gain.reshape(-1, *(1 for _ in rows.shape[1:]))
+    if gain.dim() == 2:
+        changed = torch.einsum("o...,oj->j...", rows, gain)
+    else:
+        changed = rows * gain.reshape(-1, *(1 for _ in rows.shape[1:]))
     if isinstance(module, nn.Embedding):
         changed = changed + bias[:, None]
     elif not weights.has("bias") and bool((bias != 0).any()):
@@ -242,7 +278,7 @@ def _put_out(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
     changes = [_Change(name, parameter, from_output(module, changed, weight.shape))]
     if weights.has("bias"):
         name, parameter, offset = weights.get("bias")
-        changes.append(_Change(name, parameter, offset * gain + bias))
+        changes.append(_Change(name, parameter, (offset @ gain if gain.dim() == 2 else offset * gain) + bias))
     return changes
 
 
