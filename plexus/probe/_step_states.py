@@ -51,8 +51,8 @@ def step_states(
 ) -> StepStates:
     """Generate from prompts and keep the state that predicted each token: what the output layer read then.
 
-    That is after the final norm. Works with batches, padding (left, as `generate` wants it) and the cache; only the last position of each step is
-    kept, also of the first one, in which the whole prompt runs.
+    That is after the final norm. Works with batches, padding (left, as `generate` wants it) and the cache; only the
+    last position of each step is kept, also of the first one, in which the whole prompt runs.
 
     Args:
         model: a language model with `generate` and an output layer.

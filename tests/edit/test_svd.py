@@ -226,7 +226,7 @@ def test_what_cannot_be_exact_is_refused() -> None:
     whole.weight = nn.Parameter(torch.zeros(5, 4, dtype=torch.int8), requires_grad=False)
     with pytest.raises(UnsupportedError, match="int8"):
         svd.directions(whole, "")
-    with pytest.raises(UnsupportedError, match="has no matrix|no weight"):
+    with pytest.raises(UnsupportedError, match=r"has no matrix|no weight"):
         svd.directions(nn.Sequential(nn.ReLU()), "0")
     with pytest.raises(UnsupportedError, match="no linear layer"):
         svd.directions(nn.ReLU())
