@@ -12,3 +12,5 @@ from ._names import invent as invent
 from ._parallel import parallel_sentences as parallel_sentences
 from ._reasoning import recall_and_reasoning as recall_and_reasoning
 from ._tokenizer import word_tokenizer as word_tokenizer
+from ._rude import RudeWorld as RudeWorld
+from ._rude import rude_world as rude_world
