@@ -3,7 +3,7 @@
     out[b, i] = Σ_k values[k] x[b, column_k]        over the weights k of row i
 
 What moves per weight is its value and its column, 8 bytes in float32, against 4 of a dense weight; so one sample gains
-from about half the weights on. Several samples are turned into lanes, eight to thirty-two at a time, so that a weight is
+from well above half zeros on. Several samples are turned into lanes, eight to thirty-two at a time, so that a weight is
 read once for all of them and multiplies in vector registers (`_vector_lanes`). The derivative by x is the same product
 with the transpose, which is kept beside; the weights are constants here. `csr_reference` writes the matrix out; it runs
 on other devices, under `torch.func` and for forward-mode derivatives.

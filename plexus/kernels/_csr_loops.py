@@ -1,6 +1,6 @@
 """The loops of `_csr`, for Numba; `many` runs over whole chunks of as many samples as `lanes` has members."""
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def,call-arg"
 
 from __future__ import annotations
 

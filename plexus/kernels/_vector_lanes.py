@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types
 from numba.extending import intrinsic
 
 __all__ = ["weighted_rows"]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def weighted_rows(typing: Any, values: Any, columns: Any, first: Any, last: Any, x: Any, out: Any, lanes: Any) -> Any:
     """`out[:] = Σ_k values[k] x[columns[k]]`; x `[column, lane]` and out `[lane]`, both contiguous."""
     number, index = values.dtype, columns.dtype

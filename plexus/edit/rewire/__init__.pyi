@@ -18,3 +18,7 @@ from ._wirings import erk_densities as erk_densities
 from ._wirings import group_wiring as group_wiring
 from ._wirings import random_wiring as random_wiring
 from ._wirings import small_world_wiring as small_world_wiring
+from ._execute import GroupedLinear as GroupedLinear
+from ._execute import SparseLinear as SparseLinear
+from ._execute import densify as densify
+from ._execute import sparse_forward as sparse_forward

@@ -60,10 +60,9 @@ def maskable(model: nn.Module, at: str | Iterable[str] = "*", *, exclude: Iterab
         owners = sum(module.weight is p for m in unwrap(model).modules() for p in m._parameters.values())
         if owners > 1:
             raise UnsupportedError(f"the weight of {name!r} is shared with another module", mend=f"exclude {name!r}")
-        if not module.weight.is_floating_point():
-            raise UnsupportedError(
-                f"the weight of {name!r} is quantised: it has no zeros to keep", given=module.weight.dtype
-            )
+        weight = module.get_parameter("weight")
+        if not weight.is_floating_point():
+            raise UnsupportedError(f"the weight of {name!r} is quantised", given=weight.dtype)
     return found
 
 
@@ -119,11 +118,10 @@ def mask_(
         >>> int((model[0].weight != 0).sum()), list(masks(model))
         (4, ['0'])
     """
-    layers = maskable(model)
-    for name in wanted:
+    layers = maskable(model, list(wanted))
+    for name, given in wanted.items():
         if name not in layers:
             raise UnknownNameError.among("layer with connections that can be masked,", name, layers)
-    for name, given in wanted.items():
         module = layers[name]
         wiring = given if isinstance(given, Wiring) else Wiring(given)
         mask = wiring.mask

@@ -12,7 +12,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from plexus.edit.rewire._layers import masked_layers, masks, oriented, wirings
@@ -82,7 +81,7 @@ def modularity(mask: Tensor | Wiring, groups_out: Tensor | None = None, groups_i
         (0.5, 0.0)
     """
     if isinstance(mask, Wiring):
-        mask, groups_out, groups_in = mask.mask, mask.groups_out, mask.groups_in
+        groups_out, groups_in, mask = mask.groups_out, mask.groups_in, mask.mask
     if groups_out is None or groups_in is None or mask.shape[:2] != (len(groups_out), len(groups_in)):
         given = None if groups_out is None or groups_in is None else (len(groups_out), len(groups_in))
         raise ShapeError("the groups do not fit the mask", given=given, expected=tuple(mask.shape[:2]))
@@ -162,16 +161,19 @@ def intra_only(model: nn.Module) -> Iterator[nn.Module]:
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
         for name, wiring in grouped.items():
-            assert wiring.groups_out is not None and wiring.groups_in is not None
             weight = oriented(layers[name], layers[name].get_parameter("weight").detach())
-            between = (
-                (wiring.groups_out[:, None] != wiring.groups_in)
-                .view(*weight.shape[:2], *[1] * (weight.dim() - 2))
-                .expand_as(weight)
-            )
+            between = _between(wiring, weight)
             kept.append((weight, between, weight[between].clone()))
             weight[between] = 0
         yield model
     finally:
         for weight, between, values in kept:
             weight[between] = values
+
+
+def _between(wiring: Wiring, weight: Tensor) -> Tensor:
+    """Which weights `[out, in, …]` join different groups."""
+    assert wiring.groups_out is not None
+    assert wiring.groups_in is not None
+    apart = wiring.groups_out[:, None].ne(wiring.groups_in)
+    return apart.view(*apart.shape, *[1] * (weight.dim() - 2)).expand_as(weight)

@@ -257,7 +257,8 @@ class SparseTraining:
     def _rewire(self, name: str, layer: nn.Module, fraction: float) -> int:
         weight, mask = layer.get_parameter("weight").detach(), layer.get_buffer("weight_mask")
         edges = int(mask.sum())
-        free = ~mask if self._support[name] is None else ~mask & self._support[name]
+        support = self._support[name]
+        free = ~mask if support is None else ~mask & support
         k = min(math.floor(fraction * edges), int(free.sum()))
         removable = mask & ~_strongest(layer, weight, mask) if self.keep_inputs else mask.clone()
         pruned: list[Tensor] = []

@@ -2,8 +2,8 @@
 
     groups        m_oi = 1 with probability p where o and i are in the same group (ensemble), p' elsewhere;
                   density p / G + p' (1 - 1 / G) of G groups
-    small world   inputs and outputs on rings of one length: an output hears its nearest inputs, each of these links gets
-                  another source with probability β
+    small world   inputs and outputs on rings of one length: an output hears its nearest inputs, and each of these
+                  links gets another source with probability β
 
 Sources: Konstantaropoulos, Smirnakis & Papadopouli 2025 (ensemble to ensemble; groups by place, at random or
 interleaved); Watts & Strogatz 1998, carried over from one ring to two.
