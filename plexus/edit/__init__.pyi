@@ -9,3 +9,4 @@ from ._verbs import scale as scale
 from ._bake import Baked as Baked
 from ._bake import bake as bake
 from . import gate as gate
+from . import prune as prune
