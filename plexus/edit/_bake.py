@@ -19,6 +19,7 @@ from plexus.edit._edit import Edit
 from plexus.edit._step import Step
 from plexus.errors import DtypeError, RangeError, UnsupportedError
 from plexus.units import Site
+from plexus.units._exact import why_not_exact
 from plexus.units._paths import find_module, has_loop, refuse_out_of_reach
 
 __all__ = ["Baked", "bake"]
@@ -155,18 +156,25 @@ def _task(model: nn.Module, site: Site, gain: Tensor, bias: Tensor) -> _Task:
     module, reads, distance = find_module(model, site.path), site.at == "input", 0
     if site.leaf not in (None, 0):
         raise _refusal(site, "it is one of several tensors of a module")
-    if any("lora" in name for name, _ in module.named_parameters()):
-        raise _refusal(site, "the layer has an adapter; merge it first")
     if not reads and site.where == "loop" and has_loop(module):
         raise _refusal(site, "it acts inside the layer's loop")
+    _check_weights(model, module, site)
     if not reads and _layout(module) is None and not isinstance(module, (*_NORMS, nn.RMSNorm)):
         module, distance = _reader(model, module, site)
         reads = True
+        _check_weights(model, module, site)
     if reads and (_layout(module) is None or isinstance(module, nn.Embedding)):
         raise _refusal(site, f"a {type(module).__name__} is no linear layer")
     if getattr(module, "weight", None) is None:
         raise _refusal(site, f"the {type(module).__name__} has no weights")
     return _Task(site, module, reads, distance, *_flat(site, gain, bias, (_inputs if reads else _outputs)(module)))
+
+
+def _check_weights(model: nn.Module, module: nn.Module, site: Site) -> None:
+    """A layer whose weights cannot be edited exactly is refused before anybody asks for their shape."""
+    reason = None if getattr(module, "weight", None) is None else why_not_exact(module, model=model)
+    if reason is not None:
+        raise _refusal(site, reason)
 
 
 class _Weights:
@@ -181,17 +189,15 @@ class _Weights:
 
     def get(self, name: str) -> tuple[str, nn.Parameter, Tensor]:
         """The full name, the parameter and its value so far."""
-        parameter = self.module._parameters.get(name)
-        if parameter is None:
-            raise _refusal(self.site, f"the {name} is computed from other parameters")
-        names = [full for full, p in self.model.named_parameters(remove_duplicate=False) if p is parameter]
-        if len(names) > 1:
-            raise _refusal(self.site, f"its weights are used in several places ({', '.join(names)})")
-        if not parameter.is_floating_point():
-            raise _refusal(self.site, f"its weights are stored as {parameter.dtype}")
-        known = self.pending.get(names[0])
+        reason = why_not_exact(self.module, name, model=self.model)
+        if reason is not None:
+            raise _refusal(self.site, reason)
+        parameter = self.module._parameters[name]
+        assert parameter is not None
+        full = next(full for full, other in self.model.named_parameters() if other is parameter)
+        known = self.pending.get(full)
         wide = torch.promote_types(parameter.dtype, torch.float64)
-        return names[0], parameter, parameter.detach().to(wide) if known is None else known.value
+        return full, parameter, parameter.detach().to(wide) if known is None else known.value
 
 
 def _read(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:

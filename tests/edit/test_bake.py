@@ -197,7 +197,7 @@ def test_tied_and_adapted_weights_are_refused(tiny: Callable[..., Any]) -> None:
     model, _ = tiny("llama")
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["down_proj"], r=2))
     site = sites.mlp(adapted)[0]
-    with pytest.raises(UnsupportedError, match="merge it first"):
+    with pytest.raises(UnsupportedError, match="merge that first"):
         edit.bake(adapted, edit.scale(Neurons.of({site: 32}, {site: [0]}), 0.0))
 
 
