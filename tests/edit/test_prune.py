@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def decoder(family: str, heads: int = 4, keys: int = 2, **config: Any) -> tuple[
 
 
 def everywhere(found: Any, size: int, units: list[int]) -> Neurons:
-    return Neurons.of(dict.fromkeys(found, size), {site: units for site in found})
+    return Neurons.of(dict.fromkeys(found, size), dict.fromkeys(found, units))
 
 
 def silenced(model: nn.Module, neurons: Neurons, run: Callable[[nn.Module], Tensor]) -> Tensor:
@@ -165,7 +166,7 @@ def test_unequal_widths_are_refused_with_the_helper_that_mends_it() -> None:
 
 
 def test_a_number_of_heads_that_the_configuration_refuses() -> None:
-    model, inputs = decoder("llama", heads=6, keys=6)
+    model, _ = decoder("llama", heads=6, keys=6)
     with pytest.raises(UnsupportedError, match="multiple of the number of attention"):
         prune.remove(model, everywhere(sites.heads(model), 6, [0]))  # 24 is no multiple of 5
     assert model.config.num_attention_heads == 6
@@ -199,11 +200,25 @@ def test_a_backbone_inside_another_model(tiny: Callable[..., Any]) -> None:
     assert backbone.config.intermediate_size == 30
 
 
+@pytest.mark.parametrize("at", ["mlp", "heads"])
+def test_quantised_layers_are_refused(at: str) -> None:
+    bits = pytest.importorskip("bitsandbytes")
+    model, _ = decoder("llama")
+    for block in model.model.layers:
+        for name in ("up_proj", "down_proj"):
+            old = getattr(block.mlp, name)
+            setattr(block.mlp, name, bits.nn.Linear4bit(old.in_features, old.out_features, bias=False))
+        block.self_attn.k_proj = bits.nn.Linear8bitLt(24, 12, bias=False, has_fp16_weights=False)
+    chosen = everywhere(sites.mlp(model), 32, [1]) if at == "mlp" else everywhere(sites.heads(model), 4, [0, 1])
+    with pytest.raises(UnsupportedError, match=r"Linear[48]bit"):
+        prune.remove(model, chosen)
+
+
 def test_an_adapter_is_refused(tiny: Callable[..., Any]) -> None:
     peft = pytest.importorskip("peft")
     model, _ = tiny("llama")
     model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["up_proj", "down_proj"]))
-    with pytest.raises(UnsupportedError, match="merge it first"):
+    with pytest.raises(UnsupportedError, match="adapter"):
         prune.remove(model, everywhere(sites.mlp(model), 32, [1]))
     merged = model.merge_and_unload()
     assert prune.remove(merged, everywhere(sites.mlp(merged), 32, [1])).config["intermediate_size"] == (32, 31)
@@ -414,7 +429,7 @@ def test_spiking_neurons() -> None:
 def test_any_chain_of_layers(widths: list[int], data: st.DataObject) -> None:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), data.draw(st.sampled_from([nn.Tanh(), nn.Sigmoid(), nn.GELU()]))]
     model = nn.Sequential(*layers, nn.Linear(widths[-1], 2)).double()
     masks = {
@@ -458,7 +473,7 @@ def test_shared_and_computed_weights_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     model[2].weight = model[0].weight
     chosen = Neurons.of({Site("1", "b u"): 4}, {Site("1", "b u"): [1]})
-    with pytest.raises(UnsupportedError, match="shared"):
+    with pytest.raises(UnsupportedError, match="several places"):
         prune.remove(model, chosen)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     nn.utils.parametrizations.weight_norm(model[0])
@@ -467,7 +482,7 @@ def test_shared_and_computed_weights_are_refused() -> None:
 
 
 def test_equal_width_chooses_the_least_of_every_layer() -> None:
-    model, inputs = decoder("llama")
+    model, _ = decoder("llama")
     generator = torch.Generator().manual_seed(0)
     scores = Scores({site: torch.rand(32, generator=generator) for site in sites.mlp(model)})
     chosen = prune.equal_width(scores, 0.25)

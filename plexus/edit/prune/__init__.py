@@ -1,4 +1,4 @@
-"""PRUNE: remove units, channels and attention heads for good, so that the model is smaller and does the same without."""
+"""PRUNE: remove units, channels and attention heads for good: the model does as if they were silent, and is smaller."""
 
 import lazy_loader as _lazy
 

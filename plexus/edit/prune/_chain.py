@@ -31,12 +31,15 @@ _POOLS = tuple(
 _SPACE = (*_POOLS, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
 _MIXING = (nn.MultiheadAttention, nn.GLU, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.PReLU)
-_ELEMENTWISE = set(
-    "relu relu_ relu6 gelu silu mish elu elu_ selu celu leaky_relu leaky_relu_ hardtanh hardswish hardsigmoid sigmoid "
-    "logsigmoid tanh softplus softsign tanhshrink square abs exp sqrt neg clamp clamp_min clamp_max contiguous clone "
-    "float double to type_as".split()
+_ELEMENTWISE = frozenset(
+    (
+        *("relu", "relu_", "relu6", "gelu", "silu", "mish", "elu", "elu_", "selu", "celu", "leaky_relu", "leaky_relu_"),
+        *("hardtanh", "hardswish", "hardsigmoid", "sigmoid", "logsigmoid", "tanh", "softplus", "softsign"),
+        *("tanhshrink", "square", "abs", "exp", "sqrt", "neg", "clamp", "clamp_min", "clamp_max"),
+        *("contiguous", "clone", "float", "double", "to", "type_as"),
+    )
 )
-_RANDOM = set("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split())
+_RANDOM = frozenset(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"))
 _ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, torch.add, torch.mul)
 _AS_IS = ("to", "type_as", "float", "double", "contiguous", "clone")
 _SHAPE_ONLY = {"size", "dim", "numel"}
@@ -81,7 +84,9 @@ def follow(scope: nn.Module, prefix: str, site: Site) -> Chain:
     try:
         graph = _Tracer().trace(scope)
     except Exception as error:  # whatever the model's own code raises when it meets a symbolic value
-        raise Outside(f"the forward pass cannot be followed: {type(error).__name__}: {error}".splitlines()[0]) from error
+        raise Outside(
+            f"the forward pass cannot be followed: {type(error).__name__}: {error}".splitlines()[0]
+        ) from error
     return _Walk(graph, dict(scope.named_modules()), prefix, site).run()
 
 
@@ -115,7 +120,9 @@ class _Walk:
 
     def _start(self) -> fx.Node:
         own = self.site.path[len(self.prefix) :].lstrip(".")
-        nodes = [node for node in self.graph.nodes if node.op == "call_module" and str(node.target) == own]
+        nodes: list[fx.Node] = [
+            node for node in self.graph.nodes if node.op == "call_module" and str(node.target) == own
+        ]
         if not nodes:
             raise Outside(f"the traced pass never calls {self.site.path!r}")
         if len(nodes) > 1:
@@ -125,12 +132,13 @@ class _Walk:
         source = nodes[0].args[0] if nodes[0].args else None
         if not isinstance(source, fx.Node):
             raise self._no("the module takes no input by position")
-        if len(self._users(source)) > 1:
+        only: fx.Node = source
+        if len(self._users(only)) > 1:
             raise self._no(
                 "other modules read the same values, and would lose them too",
                 f"name the place before: {source.name}",
             )
-        return source
+        return only
 
     def _back(self, node: fx.Node) -> None:
         """From values to the layers that make them."""
@@ -290,13 +298,13 @@ class _Walk:
         name = self._name(node)
         if name == "flatten":
             rest = [*args[1:], *node.kwargs.values()]
-            return rest in ([1], [1, -1])
+            return rest == [1] or rest == [1, -1]
         if name in ("view", "reshape"):
-            return len(args) == 3 and args[2] == -1 and args[1] != -1
+            return len(args) == 3 and bool(args[2] == -1 and args[1] != -1)
         if name == "mean":
-            dims = args[1] if len(args) > 1 else node.kwargs.get("dim")
+            dims: Any = args[1] if len(args) > 1 else node.kwargs.get("dim")
             kept = bool(node.kwargs.get("keepdim", len(args) > 2 and args[2]))
-            return not kept and isinstance(dims, list | tuple) and sorted(d % 4 for d in dims) == [2, 3]
+            return bool(not kept and isinstance(dims, list | tuple) and sorted(d % 4 for d in dims) == [2, 3])
         return False
 
     @staticmethod

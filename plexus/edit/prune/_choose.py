@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-
-import torch
 
 from plexus.errors import RangeError, ShapeError, UnsupportedError
 from plexus.units import Neurons, Scores, Site

@@ -1,4 +1,4 @@
-"""Which numbers of which layers go when units go: worked out first, applied at once, so that a refusal changes nothing."""
+"""Which numbers of which layers go when units go: all worked out first, so that a refusal changes nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from plexus.errors import UnsupportedError
 from plexus.units import Site
+from plexus.units._exact import why_not_exact
 
 __all__ = ["Cuts", "check_plain", "layer_kind", "refusal", "width_in", "width_out"]
 
@@ -103,19 +104,11 @@ def layer_kind(module: nn.Module) -> str | None:
 
 def check_plain(site: Site, path: str, module: nn.Module) -> None:
     """Raise `UnsupportedError` if a layer's weights are not plain tensors of its own."""
-    names = [name for name, _ in module.named_parameters()]
-    kind = type(module).__name__
-    if any("lora" in name for name in names):
-        raise refusal(site, f"{path} has an adapter", "merge it first: model.merge_and_unload()")
-    if "parametrizations" in module._modules:
-        raise refusal(site, f"the weights of {path} are computed from others", "remove the parametrisation first")
-    if layer_kind(module) is None:
-        raise refusal(site, f"{path} is a {kind}, which is no plain linear layer")
-    for name, tensor in module._parameters.items():
-        if tensor is not None and tensor.is_meta:
-            raise refusal(site, f"{path}.{name} is not in memory", "load the model whole, without offloading")
-        if tensor is not None and not tensor.is_floating_point():
-            raise refusal(site, f"{path}.{name} is stored as {tensor.dtype}", "load the model unquantised")
+    reason = why_not_exact(module)
+    if reason is None and layer_kind(module) is None:
+        reason = "it is no plain linear layer or convolution"
+    if reason is not None:
+        raise refusal(site, f"{path} is a {type(module).__name__}; {reason}")
 
 
 def width_in(module: nn.Module) -> int:

@@ -24,7 +24,8 @@ from plexus.edit.prune._transformer import cut_heads, cut_hidden
 from plexus.errors import DtypeError, RangeError, ShapeError, UnsupportedError
 from plexus.units import Neurons, Site, fingerprint
 from plexus.units._dispatch import running
-from plexus.units._paths import find_module, refuse_out_of_reach, unwrap, walk
+from plexus.units._exact import why_not_exact
+from plexus.units._paths import find_module, refuse_out_of_reach, walk
 from plexus.units._rows import counted
 
 __all__ = ["Removed", "remove"]
@@ -107,7 +108,9 @@ def remove(model: nn.Module, neurons: Neurons, *, anyway: bool = False) -> Remov
         if not bool(keep.any()):
             raise RangeError(f"no unit would be left at site {site}", mend="keep at least one, or remove the layer")
         if site.call is not None or site.leaf not in (None, 0) or site.part is not None:
-            raise refusal(site, "it is one call, one tensor or one part of several", "name the layer that reads the units")
+            raise refusal(
+                site, "it is one call, one tensor or one part of several", "name the layer that reads the units"
+            )
         find_module(model, site.path)
         holder = _holder(named, site.path)
         if holder is not None:
@@ -186,7 +189,7 @@ def _one_width(left: Mapping[Site, tuple[int, ...]]) -> Widths:
             raise UnsupportedError(
                 f"the configuration holds one number of {what} for all layers",
                 given=", ".join(f"{site.path}: {width}" for site, width in list(found.items())[:4]),
-                mend="remove as many of every layer: prune.equal_width(scores, k), prune.whole_groups(scores, k, groups)",
+                mend="as many of every layer: prune.equal_width(scores, k), prune.whole_groups(scores, k, groups)",
             )
     width = next(iter(heads.values()), (None, None, None))
     return Widths(next(iter(hidden.values()), None), *width)
@@ -260,9 +263,7 @@ def _cut_carrier(cuts: Cuts, site: Site, path: str, module: nn.Module, keep: Ten
             cuts.attributes[path, name] = (left,)
 
 
-def _shift(
-    cuts: Cuts, site: Site, path: str, module: nn.Module, keep: Tensor, constant: Tensor, width: int
-) -> None:
+def _shift(cuts: Cuts, site: Site, path: str, module: nn.Module, keep: Tensor, constant: Tensor, width: int) -> None:
     """What constant units add to a layer goes into its bias."""
     gone = torch.where(keep, torch.zeros_like(constant), constant).repeat_interleave(width)
     if not bool(gone.any()):
@@ -283,13 +284,9 @@ def _shift(
 
 
 def _check_own(model: nn.Module, named: Mapping[str, nn.Module], cuts: Cuts, site: Site) -> None:
-    """Each tensor that changes belongs to one module alone."""
-    owners: dict[int, list[str]] = {}
-    for path, module in unwrap(model).named_modules(remove_duplicate=True):
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(f"{path}.{name}" if path else name)
+    """Each parameter that changes belongs to one module alone."""
     for path, name in cuts.touched():
-        tensor = getattr(named[path], name)
-        if len(owners.get(id(tensor), ())) > 1:
-            raise refusal(site, f"weights are shared ({', '.join(owners[id(tensor)])})")
+        if named[path]._parameters.get(name) is not None:
+            reason = why_not_exact(named[path], name, model=model)
+            if reason is not None:
+                raise refusal(site, f"of {path}: {reason}")

@@ -118,7 +118,9 @@ def _groups(site: Site, makers: Mapping[str, nn.Module], heads: int, features: i
         keys, odd = divmod(widths[1], features)
         odd = odd or widths[1] != widths[2] or widths[0] != heads * features
     if odd or keys < 1 or heads % keys:
-        raise refusal(site, f"{', '.join(map(str, widths))} numbers for {heads} heads of {features} cannot be told apart")
+        raise refusal(
+            site, f"{', '.join(map(str, widths))} numbers for {heads} heads of {features} cannot be told apart"
+        )
     if keys != heads and next(iter(makers)).endswith("query_key_value"):
         raise refusal(site, "grouped heads in one query_key_value layer have no one order")
     return keys
