@@ -28,7 +28,7 @@ from plexus.units._exact import why_not_exact
 from plexus.units._paths import find_module, refuse_out_of_reach, walk
 from plexus.units._rows import counted
 
-__all__ = ["Removed", "remove"]
+__all__ = ["Removed", "outgoing", "remove"]
 
 
 @dataclass(frozen=True)
@@ -290,3 +290,29 @@ def _check_own(model: nn.Module, named: Mapping[str, nn.Module], cuts: Cuts, sit
             reason = why_not_exact(named[path], name, model=model)
             if reason is not None:
                 raise refusal(site, f"of {path}: {reason}")
+
+
+def outgoing(model: nn.Module, site: Site, units: int) -> Tensor | None:
+    """The norm of the weights that read each unit of a site, `[unit]`, over all layers that do; None if not found."""
+    named = dict(walk(model))
+    module = named[site.path]
+    readers = {site.path: 1}
+    if site.at != "input" or layer_kind(module) is None:
+        try:
+            if _holder(named, site.path) is not None or site.has_features:
+                return None
+            readers = _chain(named, site).consumers
+        except UnsupportedError:
+            return None
+    total = torch.zeros(units, dtype=torch.float64)
+    for path, width in readers.items():
+        weight: Any = named[path].weight
+        square = weight.detach().double().cpu().square()
+        square = square.sum(1) if layer_kind(named[path]) == "transposed" else square.transpose(0, 1).flatten(1).sum(1)
+        if len(square) == units * width:
+            total += square.reshape(units, width).sum(1)
+        elif len(square) % units == 0:  # heads
+            total += square.reshape(units, -1).sum(1)
+        else:
+            return None
+    return total.sqrt()
