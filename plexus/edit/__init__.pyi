@@ -13,3 +13,4 @@ from . import steer as steer
 from . import svd as svd
 from ._unit_scaling import unit_scaling as unit_scaling
 from . import rewire as rewire
+from . import prune as prune
