@@ -40,3 +40,5 @@ from ._energy import LayerCost as LayerCost
 from ._energy import synaptic_operations as synaptic_operations
 from ._trace import trace as trace
 from . import information as information
+from . import geometry as geometry
+from . import sae as sae
