@@ -241,7 +241,15 @@ def test_lists_of_sites_print_and_slice(tiny: Callable) -> None:
     assert px.sites is sites
 
 
-@pytest.mark.parametrize(("family", "names"), [("gpt2", ("ln_1", "ln_2")), ("neox", ("input_layernorm", "post_attention_layernorm")), ("llama", ("input_layernorm", "post_attention_layernorm")), ("vit", ("layernorm_before", "layernorm_after"))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("gpt2", ("ln_1", "ln_2")),
+        ("neox", ("input_layernorm", "post_attention_layernorm")),
+        ("llama", ("input_layernorm", "post_attention_layernorm")),
+        ("vit", ("layernorm_before", "layernorm_after")),
+    ],
+)
 def test_norms_of_blocks(family: str, names: tuple[str, ...], tiny: Callable[..., Any]) -> None:
     model, _ = tiny(family)
     found = sites.norms(model)

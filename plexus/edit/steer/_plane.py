@@ -88,7 +88,8 @@ class SteeringPlane:
             >>> from plexus.units import Table
             >>> one, two = Site("0"), Site("1")
             >>> table = {site: Table(range(2)) for site in (one, two)}
-            >>> yes = Recording({one: torch.tensor([[1.0, 0.0], [2.0, 0.0]]), two: torch.tensor([[1.0, 1.0]] * 2)}, table)
+            >>> first, second = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0, 1.0]] * 2)
+            >>> yes = Recording({one: first, two: second}, table)
             >>> no = Recording({one: torch.tensor([[-2.0, 0.0], [-1.0, 0.0]]), two: torch.zeros(2, 2)}, table)
             >>> found = SteeringPlane.fit(yes, no)
             >>> found.b1, [site.path for site in found.discriminative_sites()]
