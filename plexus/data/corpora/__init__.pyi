@@ -6,6 +6,7 @@ from ._facts import fact_world as fact_world
 from ._grammar import grammar_sentences as grammar_sentences
 from ._item import Item as Item
 from ._item import labels as labels
+from ._item import refuse_common_subjects as refuse_common_subjects
 from ._item import split as split
 from ._item import texts as texts
 from ._names import invent as invent
