@@ -139,6 +139,10 @@ class TestTraining:
             train(start=broken, tokenizer=made.tokenizer, cache=tmp_path)
         assert not list(tmp_path.iterdir())
 
+    def test_words_that_the_tokenizer_does_not_know_are_refused(self, made):
+        with pytest.raises(UnknownNameError, match="every word"):
+            train([Item("the cat of ann is", "purple")], start=made.model, tokenizer=made.tokenizer)
+
     def test_a_continued_model_needs_its_tokenizer(self, made):
         with pytest.raises(DtypeError, match="tokenizer"):
             train(start=made.model)

@@ -117,20 +117,30 @@ def test_held_units_are_at_their_medians_and_silenced_ones_at_zero(config, prepa
             assert torch.allclose(inside[site][:, mask], target.expand(len(inside[site]), -1), atol=1e-5)
 
 
-def matrix(change, controls=0.0):
+def matrix(change, controls=0.0, draws=5):
     size = len(change)
     names = tuple("abcd"[:size])
     items = torch.tensor(change, dtype=torch.float64)
     return EffectMatrix(
-        "y", names, names, items, torch.arange(size), torch.full((size, 5, size), float(controls)).double()
+        "y", names, names, items, torch.arange(size), torch.full((size, draws, size), float(controls)).double()
     )
 
 
 def test_gains_are_counted_off_the_diagonal_and_beyond_random():
-    found = matrix([[9.0, 0.2, -1.0], [0.0, 9.0, 0.3], [0.05, -0.1, 9.0]], controls=0.1)
-    assert protocol.gains(found) == pytest.approx(2 / 6)
-    assert protocol.gains(matrix([[1.0, -0.1], [-0.2, 1.0]], controls=-0.5)) == 0  # less harm is no gain
-    assert protocol.chance_gains(found) == 0
+    change = [[9.0, 0.2, -1.0], [0.0, 9.0, 0.3], [0.05, -0.1, 9.0]]
+    assert protocol.gains(matrix(change, controls=0.1, draws=7)) == pytest.approx(2 / 6)
+    assert protocol.gains(matrix(change, controls=0.1, draws=6)) == 0  # 18 random sets give no p of 0.05
+    assert protocol.gains(matrix([[1.0, -0.1], [-0.2, 1.0]], controls=-0.5, draws=20)) == 0  # less harm is no gain
+
+
+def test_random_sets_gain_in_one_pair_of_twenty_at_most():
+    draw = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(300):
+        table = torch.randn(4, 4, generator=draw, dtype=torch.float64)
+        controls = torch.randn(4, 6, 4, generator=draw, dtype=torch.float64)
+        found.append(protocol.gains(EffectMatrix("y", tuple("abcd"), tuple("abcd"), table, torch.arange(4), controls)))
+    assert 0.02 < sum(found) / 300 < 0.055
 
 
 def test_losses_are_positive_where_accuracy_falls():
@@ -180,4 +190,4 @@ def test_figures_show_what_was_measured(config, prepared):
     outcome = study.run(arm, prepared, 0)
     assert all(math.isfinite(value) for value in outcome.metrics.values())
     figures = study.figures(Results({METHOD: {0: outcome}}))
-    assert len(figures) == 3
+    assert len(figures) == 4

@@ -1,5 +1,6 @@
 from ._cipher import Cipher as Cipher
 from ._cipher import cipher as cipher
+from ._facts import RELATIONS as RELATIONS
 from ._facts import FactWorld as FactWorld
 from ._facts import Relation as Relation
 from ._facts import fact_world as fact_world

@@ -125,7 +125,7 @@ def train_language_model(
 
     Raises:
         RangeError: numbers that make no model or training, a loss that is not finite, a value below its bar.
-        UnknownNameError: an architecture or choice that does not exist.
+        UnknownNameError: an architecture or choice that does not exist, a word that the tokenizer does not know.
         DtypeError: `start` without its tokenizer.
         MissingExtraError: without the extra `llm`.
 

@@ -21,7 +21,6 @@ over leaving one wording out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plexus.data.corpora import RELATIONS
 from plexus.edit import Edit, scale
 from plexus.errors import require
 from plexus.explain import EffectMatrix, OverlapMatrix, effect_matrix, overlap_matrix
@@ -171,6 +171,12 @@ class RelationNeurons(Study):
             margin=0.05,
             role="mechanism",
         ),
+        interval(
+            "own less other, points beyond that of pooling over all tokens",
+            less(METHOD, "mean over tokens", "selectivity"),
+            role="mechanism",
+            at_least=0.0,
+        ),
         interval("rank correlation of share and own nats", of(METHOD, "cumulative"), role="mechanism", at_least=0.9),
         interval("facts lost by the worst single unit, %", of(METHOD, "single"), role="mechanism", at_most=20.0),
         interval(
@@ -186,7 +192,7 @@ class RelationNeurons(Study):
             at_least=0.0,
         ),
         interval(
-            "pairs of relations of which one gains beyond 95 % of random sets, %",
+            "pairs of relations of which one gains when the other's units fall silent, p ≤ 0.05, %",
             of(METHOD, "gains"),
             role="mechanism",
             at_least=5.0,
@@ -301,7 +307,7 @@ class RelationNeurons(Study):
             lines.update_layout(xaxis_title="share of the units silenced", yaxis_title="points of accuracy lost")
             figures["The more units, the more is lost"] = lines
         if outcomes:
-            names = list(relation_names())
+            names = [relation.name for relation in RELATIONS]
             heat = graph.Figure(
                 graph.Heatmap(
                     z=np.mean([one.arrays["points"] for one in outcomes], 0).tolist(), x=names, y=names,
@@ -310,14 +316,14 @@ class RelationNeurons(Study):
             )  # fmt: skip
             heat.update_layout(xaxis_title="facts of", yaxis_title="silenced units of", yaxis_autorange="reversed")
             figures["Points of accuracy lost, relation by relation"] = heat
+            shares = np.mean([one.arrays["shares of the sites"] for one in outcomes], 0).tolist()
+            labels = [
+                f"{part}, layer {place // 3 + 1}" for place, part in enumerate(("gate", "up", "down") * len(shares))
+            ]
+            where = graph.Figure(graph.Bar(x=labels[: len(shares)], y=shares))
+            where.update_layout(yaxis_title="share of the site's units, mean over relations")
+            figures["Where the units lie"] = where
         return figures
-
-
-def relation_names() -> tuple[str, ...]:
-    """The relations in the order of rows and columns."""
-    from plexus.data.corpora._facts import RELATIONS
-
-    return tuple(relation.name for relation in RELATIONS)
 
 
 def asked(config: Config, model: Any, test: Questions, made: dict[str, Edit], seed: int) -> dict[str, EffectMatrix]:
@@ -376,20 +382,17 @@ def details(
     scored = ranked(plain, prepared.early, to_choose_on(prepared), test, seed)
     cut = {name: scale(one, 0.0) for name, one in chosen(plain, scored, seed).items()}
     matrices = effect_matrix(prepared.early, cut, test, test.labels, test.names, n_random=config.controls, seed=seed)
-    names: dict[str, Callable[[EffectMatrix], float]] = {"gains": gains, "gains by chance": chance_gains}
-    found |= {name: 100 * measure(matrices["log-probability"]) for name, measure in names.items()}
+    found["gains"] = 100 * gains(matrices["log-probability"])
     found["gains points"] = 100 * gains(matrices["accuracy"])
     return found
 
 
 def gains(matrix: EffectMatrix) -> float:
-    """Share of the pairs (units of one relation, facts of another) that gain, and more than 95 % of the random sets."""
+    """Share of the pairs (units of one relation, facts of another) that gain, with p ≤ 0.05 against the random sets.
+
+    The p-value is that of the rank among all random sets, so that 5 % or less would be counted if the sets were random.
+    """
     apart = ~torch.eye(len(matrix.groups), dtype=torch.bool)
-    bar = matrix.controls.flatten(0, 1).quantile(0.95, dim=0).clamp(min=0)
-    return float((matrix.change > bar)[apart].double().mean())
-
-
-def chance_gains(matrix: EffectMatrix) -> float:
-    """The same share for the random sets themselves, each against all."""
-    bar = matrix.controls.flatten(0, 1).quantile(0.95, dim=0).clamp(min=0)
-    return float((matrix.controls > bar).double().mean())
+    random = matrix.controls.flatten(0, 1)
+    p = (1 + (random[:, None] >= matrix.change).sum(0)) / (1 + len(random))
+    return float(((p <= 0.05) & (matrix.change > 0))[apart].double().mean())
