@@ -170,6 +170,15 @@ class TestCache:
             train(**{**short, **variant})
         assert len(list(tmp_path.iterdir())) == 1 + len(variants)
 
+    def test_a_fetched_model_is_continued_as_the_trained_one_was(self, tmp_path, monkeypatch):
+        def tuned():
+            base = train(steps=2, cache=tmp_path)
+            return train(ITEMS[:1], start=base.model, tokenizer=base.tokenizer, steps=2, cache=tmp_path).model
+
+        first = weights(tuned())
+        monkeypatch.setattr(language, "_train", lambda *_: pytest.fail("trained again"))
+        assert torch.equal(weights(tuned()), first)
+
     def test_a_damaged_checkpoint_is_trained_anew(self, tmp_path):
         first = train(cache=tmp_path)
         (folder,) = tmp_path.iterdir()
