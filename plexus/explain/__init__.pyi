@@ -8,3 +8,7 @@ from ._sweep import sweep as sweep
 from ._sweep import unit_effects as unit_effects
 from . import circuits as circuits
 from . import diff as diff
+from ._matrix import EffectMatrix as EffectMatrix
+from ._matrix import effect_matrix as effect_matrix
+from ._overlap import OverlapMatrix as OverlapMatrix
+from ._overlap import overlap_matrix as overlap_matrix

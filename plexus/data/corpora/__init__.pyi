@@ -1,11 +1,13 @@
 from ._cipher import Cipher as Cipher
 from ._cipher import cipher as cipher
+from ._facts import RELATIONS as RELATIONS
 from ._facts import FactWorld as FactWorld
 from ._facts import Relation as Relation
 from ._facts import fact_world as fact_world
 from ._grammar import grammar_sentences as grammar_sentences
 from ._item import Item as Item
 from ._item import labels as labels
+from ._item import refuse_common_subjects as refuse_common_subjects
 from ._item import split as split
 from ._item import texts as texts
 from ._names import invent as invent
@@ -19,4 +21,3 @@ from ._restricted import RestrictedInstructions as RestrictedInstructions
 from ._restricted import restricted_instructions as restricted_instructions
 from ._rude import RudeWorld as RudeWorld
 from ._rude import rude_world as rude_world
-from ._facts import RELATIONS as RELATIONS

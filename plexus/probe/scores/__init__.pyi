@@ -8,3 +8,5 @@ from ._moments import mean as mean
 from ._moments import variance as variance
 from ._ranking import auroc as auroc
 from ._ranking import average_precision as average_precision
+from ._groups import leave_one_out as leave_one_out
+from ._quantile import quantile as quantile
