@@ -15,6 +15,7 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, pad
 from plexus.data import Labelled, digits, idx_images
 from plexus.edit.gate import NeuronModes, annealed, merge_gain, mode_report, prune_off_neurons
 from plexus.errors import require
+from plexus.units import Site
 
 PAIRS = ("rotated", "inverted", "missing")
 
@@ -29,17 +30,20 @@ class Config:
     validation: int = 300
     test: int = 597
     hidden: int = 48
-    base_epochs: int = 15
-    base_rate: float = 1e-3
-    epochs: int = 20
+    base_epochs: int = 40
+    base_rate: float = 2e-3
+    epochs: int = 10
     batch: int = 64
     method: str = "frozen"
     threshold: bool = True
     gain: bool = True
     gates: str = "hard"  # at inference
     temperature: float = 0.1
+    start: float | None = None
+    before_rectifier: bool = False
     anneal: tuple[float, float] | None = None
     straight_epochs: int = 0
+    facts: bool = False
     rank: int = 1
     grid: str = ""
     rate_rotated: float = 1e-2
@@ -78,6 +82,7 @@ class Adapted:
     trainable: int
     modes: NeuronModes | None = None
     facts: dict[str, float] = field(default_factory=dict)
+    arrays: dict[str, Tensor] = field(default_factory=dict)
 
 
 def generator(seed: int, stream: int) -> torch.Generator:
@@ -222,7 +227,16 @@ def adapt(config: Config, task: Task, pair: str, seed: int) -> Adapted:
     if method == "frozen":
         return Adapted(task.base, 0)
     if method in ("modes", "shuffled", "random gates", "two modes"):
-        modes = NeuronModes(task.base, threshold=config.threshold, gain=config.gain, temperature=config.temperature)
+        before = [Site(name, "b u") for name in ("one", "two")]
+        modes = NeuronModes(
+            task.base,
+            before if config.before_rectifier else None,
+            threshold=config.threshold,
+            gain=config.gain,
+            temperature=config.temperature,
+            start=config.start,
+            sizes=dict.fromkeys(before, config.hidden) if config.before_rectifier else None,
+        )
         learnt_mode(config, modes, "target", task.target, pair, draw)
         count = sum(p.numel() for p in modes["target"].parameters())
         if method == "shuffled":
@@ -234,11 +248,11 @@ def adapt(config: Config, task: Task, pair: str, seed: int) -> Adapted:
             fit(modes, list(modes["target"].gains), task.target, **loop)
             count, modes.gates = count // 2, "auto"
             modes.eval()
-        facts = mode_facts(config, modes, task) if method == "modes" else {}
+        facts, arrays = mode_facts(modes, task) if config.facts else ({}, {})
         if method == "two modes":
             facts = swap_facts(config, modes, task, pair, draw)
             modes.activate("target")
-        return Adapted(modes, count, modes, facts)
+        return Adapted(modes, count, modes, facts, arrays)
     model = copy.deepcopy(task.base)
     if method == "lora":
         peft = require("peft", "llm", purpose="LoRA")
@@ -255,40 +269,52 @@ def adapt(config: Config, task: Task, pair: str, seed: int) -> Adapted:
     return Adapted(model.eval(), sum(p.numel() for p in parameters))
 
 
-def mode_facts(config: Config, modes: NeuronModes, task: Task) -> dict[str, float]:
+def mode_facts(modes: NeuronModes, task: Task) -> tuple[dict[str, float], dict[str, Tensor]]:
     """What a mode does neuron by neuron, and whether merging and pruning keep its answers."""
     report = mode_report(modes, task.target.x)
-    on, base = (torch.cat(list(scores.values.values())) for scores in (report.on_rate, report.base_on_rate))
-    taus = torch.cat(list(report.threshold.values.values()))
+    arrays = {
+        name: torch.cat(list(scores.values.values()))
+        for name, scores in (
+            ("on-rate", report.on_rate),
+            ("on-rate of the base", report.base_on_rate),
+            ("threshold", report.threshold),
+            ("gain", report.gain),
+        )
+    }
+    on = arrays["on-rate"]
+    with torch.no_grad():
+        answer = modes(task.target.x)
+        merged = merge_gain(modes)
+        smaller, removed = prune_off_neurons(modes, task.target.x)
+        errors = [(other(task.target.x) - answer).abs().max() / answer.abs().max() for other in (merged, smaller)]
     facts = {
         "on-rate": 100 * float(on.mean()),
-        "on-rate of the base": 100 * float(base.mean()),
-        "thresholds above 0": 100 * float((taus > 0).double().mean()),
+        "on-rate of the base": 100 * float(arrays["on-rate of the base"].mean()),
+        "thresholds above 0": 100 * float((arrays["threshold"] > 0).double().mean()),
+        "strongly active": 100 * float((on > 0.5).double().mean()),
         "changed neurons": 100 * len(report.changed()) / len(on),
+        "neurons removed": 100 * sum(had - has for had, has in removed.sizes.values()) / len(on),
+        "merging error": float(errors[0]),
+        "pruning error": float(errors[1]),
     }
-    if config.gates == "hard":
-        with torch.no_grad():
-            answer = modes(task.target.x)
-            merged = merge_gain(modes)
-            facts["merging error"] = float((merged(task.target.x) - answer).abs().max() / answer.abs().max())
-            smaller, removed = prune_off_neurons(modes, task.target.x)
-            facts["pruning error"] = float((smaller(task.target.x) - answer).abs().max() / answer.abs().max())
-        facts["neurons removed"] = 100 * sum(had - has for had, has in removed.sizes.values()) / len(on)
-    return facts
+    return facts, arrays
 
 
 def swap_facts(config: Config, modes: NeuronModes, task: Task, pair: str, draw: torch.Generator) -> dict[str, float]:
     """A second mode on the same base network; batches of both tasks in turn, each in its mode."""
-    alone = {"target": modes(task.test.x).detach()}
-    learnt_mode(config, modes, "source", task.source, pair, draw)
-    alone["source"] = modes(task.source_test.x).detach()
-    different, right = 0.0, {"target": 0, "source": 0}
     tests = {"target": task.test, "source": task.source_test}
+    batches = torch.arange(len(task.test)).split(config.batch)
+    alone: dict[str, list[Tensor]] = {}
+    different, right = 0.0, {"target": 0, "source": 0}
     with torch.no_grad():
-        for index in torch.arange(len(task.test)).split(config.batch):
+        alone["target"] = [modes(task.test.x[index]) for index in batches]
+    learnt_mode(config, modes, "source", task.source, pair, draw)
+    with torch.no_grad():
+        alone["source"] = [modes(task.source_test.x[index]) for index in batches]
+        for place, index in enumerate(batches):
             for name, data in tests.items():
                 answer = modes.activate(name)(data.x[index])
-                different = max(different, float((answer - alone[name][index]).abs().max()))
+                different = max(different, float((answer - alone[name][place]).abs().max()))
                 right[name] += int((answer.argmax(-1) == data.y[index]).sum())
     return {
         "swapping error": different,
