@@ -224,9 +224,12 @@ class NeuronModes(nn.Module):
         return self
 
     def train_parameters(self, name: str) -> list[nn.Parameter]:
-        """The thresholds and gains of a mode, to give to an optimiser; the mode becomes active and soft or hard as set.
+        """The thresholds and gains of a mode, to give to an optimiser.
 
-        The module is put into training mode (its base stays in evaluation mode).
+        The mode becomes active and the gates go into training mode; the base network stays in evaluation mode.
+
+        Raises:
+            UnknownNameError: there is no such mode.
         """
         self.activate(name).train()
         parameters = list(self[name].parameters())
