@@ -12,7 +12,8 @@ Source: Konstantaropoulos, Smirnakis & Papadopouli 2025.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ class G2GMLP(nn.Sequential):
     Examples:
         >>> model = G2GMLP([64, 128, 128, 10])
         >>> model(torch.rand(3, 1, 8, 8)).shape, existing_weights(model)
-        (torch.Size([3, 10]), 7580)
+        (torch.Size([3, 10]), 7577)
     """
 
     def __init__(
@@ -67,12 +68,18 @@ class G2GMLP(nn.Sequential):
         if scheme not in SCHEMES:
             raise UnknownNameError.among("grouping", scheme, SCHEMES)
         layers: list[nn.Module] = [nn.Flatten()]
-        for depth, (n_in, n_out) in enumerate(zip(sizes[:-2], sizes[1:-1], strict=True)):
+        for depth, (n_in, n_out) in enumerate(pairwise(sizes[:-1])):
             here: Scheme = ("interleaved" if depth % 2 else "index") if scheme == "mixer" else scheme
             wiring = group_connectivity(n_in, n_out, groups, p_intra, p_inter, here, generator=generator)
             layers += [MaskedLinear(wiring, generator=generator), activation()]
         layers.append(fan_in_(nn.Linear(sizes[-2], sizes[-1]), generator=generator))
         super().__init__(*layers)
+
+    def __getitem__(self, index: Any) -> Any:
+        """A layer, or of a slice a plain `Sequential` of the same layers."""
+        if isinstance(index, slice):
+            return nn.Sequential(*list(self._modules.values())[index])
+        return super().__getitem__(index)
 
 
 def existing_weights(model: nn.Module) -> int:

@@ -182,8 +182,8 @@ class _G2GNet(Study):
     )
     claim = "Group-to-group wiring with 75 % of the weights missing is more accurate than dense; Hebbian rewiring adds."
     refuted_by = (
-        "As many weights at random places come within half a point; for the advantage, those or a narrower dense network "
-        "of equal size do."
+        "As many weights at random places come within half a point; for the advantage, those or a narrower dense "
+        "network of equal size do."
     )
     fidelity = "B"
     Config = Config
@@ -249,8 +249,8 @@ class _G2GNet(Study):
 
 DEVIATIONS = (
     "The exact number of weights is drawn, not each weight by itself, so that arms have equally many.",
-    "Grown weights start at zero with cleared moments, k edges are exchanged exactly, silent units are spared and joint "
-    "activity is averaged over batches; an arm does what the published spiking code does.",
+    "Grown weights start at zero with cleared moments, k edges are exchanged exactly, silent units are spared and "
+    "joint activity is averaged over batches; an arm does what the published spiking code does.",
     "The fraction exchanged is 10 % (the published description; the script says 2.5 %) and falls to zero at 75 % of "
     "training.",
     "The paper's gain over dense is shown; the bars are half a point over wiring without groups of equal size.",
