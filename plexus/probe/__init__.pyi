@@ -42,3 +42,4 @@ from ._trace import trace as trace
 from . import information as information
 from . import geometry as geometry
 from . import sae as sae
+from . import robustness as robustness

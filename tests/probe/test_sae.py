@@ -254,7 +254,7 @@ def test_dead_features_come_back(revive):
             trainer.step(feed.draw())
         alive[how] = float(trainer.measure(rows[None])["alive"][0])
     assert alive[None] <= 7
-    assert alive[revive] >= 11
+    assert alive[revive] >= alive[None] + 2
 
 
 def test_patience_stops_and_the_best_weights_are_copies():
