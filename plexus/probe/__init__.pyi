@@ -54,3 +54,4 @@ from ._directions import directions as directions
 from ._directions import token_batches as token_batches
 from . import geometry as geometry
 from . import sae as sae
+from . import robustness as robustness

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 import plexus as px
 from plexus.errors import DtypeError, ShapeError, SiteError, SiteNotReached, UnknownNameError
 from plexus.units import Site, SiteList, fingerprint, sites
-from tests.families import tiny
 
 HIDDEN, WIDTH, HEADS = 32, 16, 4
 
@@ -272,7 +271,7 @@ def test_norms_of_blocks(family: str, names: tuple[str, ...], tiny: Callable[...
         ("gated t5", ("wi_0", "wi_1"), "wo"),
     ],
 )
-def test_projections_of_the_families(family, into, out):
+def test_projections_of_the_families(family, into, out, tiny):
     model, _ = tiny(family)
     found = px.sites.projections(model)
     per_block = len(into) + 1
