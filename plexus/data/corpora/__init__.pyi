@@ -14,3 +14,4 @@ from ._reasoning import recall_and_reasoning as recall_and_reasoning
 from ._tokenizer import word_tokenizer as word_tokenizer
 from ._rude import RudeWorld as RudeWorld
 from ._rude import rude_world as rude_world
+from ._subwords import subword_tokenizer as subword_tokenizer
