@@ -48,3 +48,7 @@ from ._language import perplexity as perplexity
 from ._language import surprisal as surprisal
 from ._bisect import WithinBudget as WithinBudget
 from ._bisect import largest_within as largest_within
+from ._directions import Directions as Directions
+from ._directions import contrast as contrast
+from ._directions import directions as directions
+from ._directions import token_batches as token_batches

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from plexus.errors import RangeError, ShapeError
+from plexus.errors import RangeError, ShapeError, SiteError
 from plexus.units import Site, Table, Visit
+from plexus.units._routing import Routed
 from plexus.units._rows import Pool
 
 Positions = Literal["all", "prompt", "generated", "last"]
@@ -37,6 +38,8 @@ class Layout:
 
 def layout(lead: Sequence[int], visit: Visit, positions: Positions) -> Layout:
     """The rows of values with leading sizes `lead`, as the visit names them."""
+    if visit.routed is not None:
+        return _routed(visit, visit.routed, positions)
     names, run = visit.rows, visit.run
     index = dict(
         zip(names, torch.meshgrid(*[torch.arange(n) for n in lead], indexing="ij"), strict=True) if names else ()
@@ -72,6 +75,22 @@ def layout(lead: Sequence[int], visit: Visit, positions: Positions) -> Layout:
         latest = torch.full((batch,), -1).scatter_reduce(0, row, torch.where(real, step, -1), "amax")
         keep = real & (step == latest[row])
     return Layout(of_sample[row], position, keep, int(of_sample.max()) + 1)
+
+
+def _routed(visit: Visit, routed: Routed, positions: Positions) -> Layout:
+    """The rows that an expert was sent: those of all tokens, picked."""
+    if visit.rows != ("r",):
+        raise SiteError(f"routed rows stand alone, as in 'r u', at site {visit.site.path!r}", given=visit.site.axes)
+    names: tuple[str, ...] = ("b",)
+    lead: tuple[int, ...] = (routed.batch,)
+    known = visit.run.positions if visit.run.positions is not None else visit.run.mask
+    if routed.time is not None:
+        names, lead = ("b", "t"), (routed.batch, routed.time)
+    elif known is not None and known.numel() == routed.batch:  # the block was called with the tokens in one row
+        names, lead = ("b", "t"), (int(known.shape[0]), int(known.shape[1]))
+    every = layout(lead, replace(visit, rows=names, routed=None), positions)
+    keep = None if every.keep is None else every.keep[routed.token]
+    return Layout(every.sample[routed.token], every.position[routed.token], keep, every.samples)
 
 
 class Collector:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -332,6 +333,9 @@ class _Store:
         self.held = 0
 
     def close(self, samples: int, labels: Labels | None) -> Recording:
+        unsent = [str(site) for site, parts in self.values.items() if not parts]
+        if unsent:
+            warnings.warn(f"no token was sent to the experts at {', '.join(unsent[:6])}", stacklevel=3)
         if self.writer is not None:
             self.flush()
             self.writer.close(samples, labels)

@@ -1,6 +1,7 @@
 """Sites are found by name and by what they are; their default axes are those of the layer or an error."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -238,3 +239,12 @@ def test_lists_of_sites_print_and_slice(tiny: Callable) -> None:
         "transformer.h.0.mlp.c_proj", "(input)", "[b", "...", "u]", "32", "hidden", "unit", "of", "an", "MLP",
     ]  # fmt: skip
     assert px.sites is sites
+
+
+@pytest.mark.parametrize(("family", "names"), [("gpt2", ("ln_1", "ln_2")), ("neox", ("input_layernorm", "post_attention_layernorm")), ("llama", ("input_layernorm", "post_attention_layernorm")), ("vit", ("layernorm_before", "layernorm_after"))])  # fmt: skip
+def test_norms_of_blocks(family: str, names: tuple[str, ...], tiny: Callable[..., Any]) -> None:
+    model, _ = tiny(family)
+    found = sites.norms(model)
+    assert [site.path for site in found] == [
+        f"{block.path}.{name}" for block in sites.residual(model) for name in names
+    ]

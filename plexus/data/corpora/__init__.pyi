@@ -15,3 +15,5 @@ from ._tokenizer import word_tokenizer as word_tokenizer
 from ._rude import RudeWorld as RudeWorld
 from ._rude import rude_world as rude_world
 from ._subwords import subword_tokenizer as subword_tokenizer
+from ._restricted import RestrictedInstructions as RestrictedInstructions
+from ._restricted import restricted_instructions as restricted_instructions
