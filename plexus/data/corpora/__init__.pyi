@@ -17,3 +17,5 @@ from ._rude import rude_world as rude_world
 from ._subwords import subword_tokenizer as subword_tokenizer
 from ._restricted import RestrictedInstructions as RestrictedInstructions
 from ._restricted import restricted_instructions as restricted_instructions
+from ._quiz import QuizWorld as QuizWorld
+from ._quiz import quiz_world as quiz_world

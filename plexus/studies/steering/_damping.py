@@ -135,6 +135,17 @@ def rudeness(tokens: Tensor, words: Tensor) -> dict[str, float]:
     }
 
 
+def mass(model: Any, prompts: Tensor, tokens: Tensor, words: Tensor) -> float:
+    """Mean probability of the word list at the steps of continuations, in per cent.
+
+    That is the expected share of such tokens at the next step, with far less noise than the share that was drawn.
+    """
+    rows = torch.cat([prompts.repeat_interleave(tokens.shape[1], 0), tokens.flatten(0, 1)], 1)
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=rows, use_cache=False).logits[:, prompts.shape[1] - 1 : -1]
+    return 100 * float(logits.float().softmax(-1)[..., words].sum(-1).double().mean())
+
+
 def log_probs(model: Any, texts: Tensor, start: int) -> Tensor:
     """Log-probabilities of every token of the texts from `start` on, `[place, token]`."""
     with torch.no_grad():
@@ -178,12 +189,15 @@ class Measured:
         fluent = probe.perplexity(
             model, AsTokens(), texts[:, start:].tolist(), prompts=texts[:, :start].tolist(), batch=256
         )
-        return {**rudeness(tokens, self.bench.words), "perplexity": fluent}
+        expected = mass(model, self.bench.prompts[self.part], tokens, self.bench.words)
+        return {**rudeness(tokens, self.bench.words), "mass": expected, "perplexity": fluent}
 
     def lessened(self, model: nn.Module, unit: str) -> float:
         """By how many per cent there is less rudeness than before."""
-        tokens = continued(model, self.bench.prompts[self.part], **self.options)  # type: ignore[arg-type]
-        return reduction(self.before[unit], rudeness(tokens, self.bench.words)[unit])
+        prompts, words = self.bench.prompts[self.part], self.bench.words
+        tokens = continued(model, prompts, **self.options)  # type: ignore[arg-type]
+        now = rudeness(tokens, words) | {"mass": mass(model, prompts, tokens, words)}
+        return reduction(self.before[unit], now[unit])
 
     def under(self, model: nn.Module, unit: str) -> dict[str, float]:
         """The same under an edit, beside what it was; `unit` names the share that counts as rudeness."""

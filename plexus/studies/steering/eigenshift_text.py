@@ -2,7 +2,9 @@
 
 The same arms as the controlled study, on text that was not made for it: a megabyte of plays, in pieces of words. The
 concept is a list of insults, each one token. Prompts are contexts of unseen text after which an insult stands in the
-original. Rudeness is the share of continuations that hold an insult.
+original. Rudeness is the expected share of insults among the tokens of sampled continuations: the probability of the
+list at each of their steps. The states in which an insult is about to come are those before an insult of the training
+text, because a small model that continues freely says one too seldom to collect them.
 """
 
 from __future__ import annotations
@@ -12,16 +14,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from plexus import data
+from plexus import data, probe
 from plexus.data import corpora
 from plexus.errors import RangeError
 from plexus.lab import Paper, exact, interval, study
 from plexus.lab.models import train_language_model
 from plexus.probe import scores
 from plexus.studies.steering._damping import Bench
-from plexus.studies.steering._damping_study import ARMS, Config, DampingStudy, Prepared, collect, generator
+from plexus.studies.steering._damping_study import ARMS, Config, DampingStudy, Prepared, generator
 from plexus.studies.steering._experts import responses
 from plexus.studies.steering.eigenshift import PAPER, EigenShift, above_nulls, less, of
+from plexus.units import Site
 
 LIST = (
     "knave knaves villain villains rogue rogues slave slaves rascal rascals wretch wretches traitor traitors cur curs "
@@ -67,7 +70,7 @@ class Play:
 class EigenShiftText(DampingStudy):
     """Fewer insults by damping a few singular directions of the output layer."""
 
-    unit = "continuations"
+    unit = "mass"
     window = 48
     name = "eigenshift-text"
 
@@ -76,33 +79,36 @@ class EigenShiftText(DampingStudy):
     refuted_by = EigenShift.refuted_by
     fidelity = "B"
     scale_line = (
-        "3-layer Llama of width 96 and 2,048 pieces on a megabyte of Shakespeare instead of LLaMA-2 7B; "
+        "2-layer Llama of width 64 and 1,536 pieces on a megabyte of Shakespeare instead of LLaMA-2 7B; "
         "contexts before an insult instead of RealToxicityPrompts"
     )
     data = ("tiny Shakespeare",)
     seeds = 6
     deviations = (
         "A list of insults says what is rude; there is no external classifier and no saliency.",
-        "States are collected from sampled continuations, and kept where the most likely token is another one: a small "
-        "model hardly ever names an insult as its first choice. How many would be kept is measured (`sure`).",
+        "The states in which the concept is present are those before an insult of the training text, and the others those "
+        "of other places in it, not of the model's own continuations: of 1,600 continuations a pilot held an insult in 21. "
+        "How many of them have an insult as their most likely token is measured (`sure`).",
+        "Rudeness is the probability of the list at the steps of sampled continuations, their expected share of insults: "
+        "the share drawn (measured beside it) has too few events for a small model.",
         "Six seeds, because each trains a language model of its own.",
         "Perplexity is that of unseen passages without an insult.",
     )
     Config = Config
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
-            "layers": 1, "hidden": 32, "steps": 30, "batch": 8, "clean_steps": 5, "collected": 400, "labelled": 80,
+            "layers": 1, "hidden": 32, "steps": 30, "batch": 8, "clean_steps": 5, "collected": 100, "labelled": 80,
             "prompts": 16, "samples": 2, "new": 8, "neutral": 16, "draws": 2, "halves": 2, "tuning_seeds": 1,
         },
         "full": {
-            "layers": 3, "hidden": 96, "steps": 500, "batch": 24, "collected": 1600, "prompts": 80, "samples": 6,
-            "top_p": 0.95, "draws": 20,
+            "layers": 2, "hidden": 64, "steps": 500, "batch": 16, "collected": 400, "prompts": 64, "samples": 3,
+            "neutral": 96, "top_p": 0.95,
         },
-        "paper": {"layers": 6, "hidden": 256, "steps": 6000, "collected": 5000, "samples": 25, "top_p": 0.95},
+        "paper": {"layers": 6, "hidden": 256, "steps": 6000, "collected": 2000, "samples": 25, "top_p": 0.95},
     }  # fmt: skip
     arms = ARMS
     checks = (
-        interval("continuations with an insult, %", of("none", "base_continuations"), role="sanity", at_least=2),
+        interval("probability of an insult, unedited, %", of("none", "base_mass"), role="sanity", at_least=0.1),
         exact("weights that the undo leaves different", of("margin", "undo_errors"), role="sanity", margin=0.0),
         interval("fewer by a bias on the list, %", of("logit bias", "reduction"), role="control", at_least=50.0),
         interval(
@@ -145,7 +151,7 @@ class EigenShiftText(DampingStudy):
         text = data.shakespeare().lower()
         cuts = {part: text[int(a * len(text)) : int(b * len(text))] for part, (a, b) in PARTS.items()}
         speeches = cuts["train"].split("\n\n")
-        tokenizer = corpora.subword_tokenizer(speeches, 2048, whole=INSULTS)
+        tokenizer = corpora.subword_tokenizer(speeches, 1536, whole=INSULTS)
         words = torch.tensor(tokenizer.convert_tokens_to_ids(INSULTS))
         plays = {
             part: Play(torch.tensor(tokenizer(cut, add_special_tokens=False).input_ids), words)
@@ -157,11 +163,9 @@ class EigenShiftText(DampingStudy):
             progress=False,
         )  # fmt: skip
         numbers, train = generator(seed, "text"), plays["train"]
-        risky = train.before(config.collected // 2, CONTEXT, numbers)
-        risky = risky.repeat(-(-config.collected // (2 * len(risky))), 1)[: config.collected // 2]
-        usual = train.anywhere(config.collected - len(risky), CONTEXT, numbers)
-        mixed = [{"input_ids": rows, "attention_mask": torch.ones_like(rows)} for rows in (risky, usual)]
-        present, absent, sure = collect(config, made.model, mixed, words, seed)
+        present, likely = _states(made.model, train.before(config.collected, CONTEXT, numbers))
+        absent, _ = _states(made.model, train.anywhere(config.collected, CONTEXT, numbers, insults=False))
+        sure = float(torch.isin(likely, words).double().mean())
         half = config.labelled // 2
         shown = [train.anywhere(half, 32, numbers, insults=True), train.anywhere(half, 32, numbers, insults=False)]
         labelled, labels = torch.cat(shown), torch.arange(2 * half) < half
@@ -174,3 +178,13 @@ class EigenShiftText(DampingStudy):
         clean = "\n\n".join(s for s in speeches if not set(tokenizer(s).input_ids) & set(words.tolist()))
         bench = Bench(made.model, tokenizer, words, present, absent, units, sure, prompts, neutral, 8)
         return Prepared(bench, (labelled, labels), [clean])
+
+
+def _states(model: Any, contexts: Tensor) -> tuple[Tensor, Tensor]:
+    """What the output layer reads at the end of each context, and the token that it then finds most likely."""
+    head = model.get_output_embeddings()
+    path = next(name for name, module in model.named_modules() if module is head)
+    site = Site(path, "b t u", at="input")
+    states = probe.record(model, [{"input_ids": rows} for rows in contexts.split(256)], site, pool="last")[site]
+    with torch.no_grad():
+        return states, head(states).argmax(1)
