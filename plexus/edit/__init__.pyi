@@ -12,3 +12,4 @@ from . import gate as gate
 from . import steer as steer
 from . import svd as svd
 from ._unit_scaling import unit_scaling as unit_scaling
+from ._atomic import atomic_steering as atomic_steering

@@ -52,3 +52,7 @@ from ._directions import Directions as Directions
 from ._directions import contrast as contrast
 from ._directions import directions as directions
 from ._directions import token_batches as token_batches
+from ._answers import AnswerPair as AnswerPair
+from ._answers import AnswerStates as AnswerStates
+from ._answers import answer_states as answer_states
+from ._answers import steering_sites as steering_sites

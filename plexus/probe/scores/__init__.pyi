@@ -8,3 +8,5 @@ from ._moments import mean as mean
 from ._moments import variance as variance
 from ._ranking import auroc as auroc
 from ._ranking import average_precision as average_precision
+from ._signs import SignConsistency as SignConsistency
+from ._signs import sign_consistency as sign_consistency

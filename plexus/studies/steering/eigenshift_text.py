@@ -86,11 +86,11 @@ class EigenShiftText(DampingStudy):
     seeds = 6
     deviations = (
         "A list of insults says what is rude; there is no external classifier and no saliency.",
-        "The states in which the concept is present are those before an insult of the training text, and the others those "
-        "of other places in it, not of the model's own continuations: of 1,600 continuations a pilot held an insult in 21. "
-        "How many of them have an insult as their most likely token is measured (`sure`).",
-        "Rudeness is the probability of the list at the steps of sampled continuations, their expected share of insults: "
-        "the share drawn (measured beside it) has too few events for a small model.",
+        "The states in which the concept is present are those before an insult of the training text, and the others "
+        "those of other places in it, not of the model's own continuations: in a pilot 21 of 1,600 held an insult. How "
+        "many of them have an insult as their most likely token is measured (`sure`).",
+        "Rudeness is the probability of the list at the steps of sampled continuations, their expected share of "
+        "insults: the share drawn (measured beside it) has too few events for a small model.",
         "Six seeds, because each trains a language model of its own.",
         "Perplexity is that of unseen passages without an insult.",
     )
