@@ -10,3 +10,5 @@ from ._ranking import auroc as auroc
 from ._ranking import average_precision as average_precision
 from ._groups import leave_one_out as leave_one_out
 from ._quantile import quantile as quantile
+from ._signs import SignConsistency as SignConsistency
+from ._signs import sign_consistency as sign_consistency
