@@ -12,3 +12,6 @@ from ._names import invent as invent
 from ._parallel import parallel_sentences as parallel_sentences
 from ._reasoning import recall_and_reasoning as recall_and_reasoning
 from ._tokenizer import word_tokenizer as word_tokenizer
+from ._statements import StatementPair as StatementPair
+from ._statements import StatementWorld as StatementWorld
+from ._statements import statement_world as statement_world
