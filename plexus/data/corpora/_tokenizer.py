@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from plexus.data.corpora._item import Item
-from plexus.errors import DtypeError, ShapeError, require
+from plexus.errors import DtypeError, RangeError, ShapeError, require
 
 PAD, BEGIN, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 
@@ -61,3 +61,40 @@ def word_tokenizer(texts: Iterable[str | Item], *, extra: Iterable[str] = ()) ->
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def batches(
+    prompts: Sequence[str | Item], tokenizer: Any, size: int = 256, *, whole: bool = False
+) -> list[dict[str, Any]]:
+    """Prompts as `probe.record` and `model.generate` take them, padded on the left.
+
+    Each batch holds `input_ids`, `attention_mask` and `position_ids`, all `[sample, token]`.
+
+    Args:
+        prompts: texts, or items, of which the prompt is taken.
+        tokenizer: of the model.
+        size: samples a batch.
+        whole: take prompt and answer of items.
+
+    Raises:
+        ShapeError: no prompts.
+        RangeError: a size below one.
+
+    Examples:
+        >>> tokenizer = word_tokenizer(["one two", "three"])
+        >>> batches(["one two", "three"], tokenizer)[0]["input_ids"].tolist()
+        [[1, 4, 5], [0, 1, 6]]
+    """
+    if size < 1:
+        raise RangeError("a batch holds at least one sample", given=size)
+    texts = [p if isinstance(p, str) else p.text if whole else p.prompt for p in prompts]
+    if not texts:
+        raise ShapeError("there are no prompts")
+    found = []
+    for at in range(0, len(texts), size):
+        made = tokenizer(texts[at : at + size], padding=True, padding_side="left", return_tensors="pt")
+        mask = made["attention_mask"]
+        # without them, learnt positions (GPT-2's) would count the padding when a model is called, not in generate
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        found.append({"input_ids": made["input_ids"], "attention_mask": mask, "position_ids": places})
+    return found

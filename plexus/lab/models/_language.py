@@ -242,7 +242,7 @@ def _train(
         optimiser.step()
         schedule.step()
     if not bool(torch.isfinite(loss)):
-        raise RangeError("the training diverged", given=f"loss {float(loss):.4g}", mend="lower the rate")
+        raise RangeError("the training diverged", given=f"loss {loss.item():.4g}", mend="lower the rate")
 
 
 def _folder(cache: str | os.PathLike[str] | bool) -> Path | None:
