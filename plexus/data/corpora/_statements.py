@@ -35,8 +35,8 @@ TEMPLATES: Mapping[str, str] = {
     "number": "the mere number {} tops number {}",
 }
 """The topics of `statement_world` with their wordings."""
-NUMBERS = tuple("one two three four five six seven eight nine ten eleven twelve".split())
-VERBS = tuple("make build sell mix hide send use find".split())
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+VERBS = ("make", "build", "sell", "mix", "hide", "send", "use", "find")
 KINDS = ("restricted", "allowed")
 Kind = Literal["restricted", "allowed"]
 
@@ -85,9 +85,7 @@ class StatementWorld:
             for subject, own in known.items():
                 if judged is not None and (subject in self.unjudged[topic]) == judged:
                     continue
-                for thing in objects:
-                    if thing != subject:
-                        found.append(self._statement(topic, subject, thing, thing in own))
+                found += [self._statement(topic, subject, o, o in own) for o in objects if o != subject]
         return found
 
     def plain(self, topics: Iterable[str] | None = None) -> list[Item]:
@@ -115,18 +113,17 @@ class StatementWorld:
         found = []
         for topic in self._topics(topics):
             known = self.facts[topic]
-            true = [(s, thing) for s, own in known.items() for thing in own]
+            wrong = {
+                o: [s for s, own in known.items() if o not in own and s != o] for own in known.values() for o in own
+            }
+            true = [(s, o) for s, own in known.items() for o in own if wrong[o]]
             if each is not None and each > len(true):
                 raise RangeError(f"the topic {topic!r} has too few true statements", given=each, expected=len(true))
             for index in torch.randperm(len(true), generator=generator).tolist()[:each]:
                 subject, thing = true[index]
-                others = [s for s, own in known.items() if thing not in own and s != thing]
-                other = others[int(torch.randint(len(others), (), generator=generator))]
-                found.append(
-                    StatementPair(
-                        self._statement(topic, subject, thing, True), self._statement(topic, other, thing, False)
-                    )
-                )
+                other = wrong[thing][int(torch.randint(len(wrong[thing]), (), generator=generator))]
+                sides = self._statement(topic, subject, thing, True), self._statement(topic, other, thing, False)
+                found.append(StatementPair(*sides))
         return found
 
     def requests(self, kind: Kind, *, refuse: bool = False, verbs: Iterable[str] = VERBS) -> list[Item]:
@@ -155,16 +152,19 @@ class StatementWorld:
             for place, verb in enumerate(verbs)
         ]
 
-    def warnings(self) -> list[str]:
+    def warnings(self) -> list[Item]:
         """Plain sentences that say which things are restricted."""
-        return [
-            sentence
-            for kind, words in (("restricted", ("dangerous", "banned", "harmful")), ("allowed", ("safe", "common", "fine")))
-            for thing in self.things[kind]
-            for sentence in (f"the {thing} is {words[0]}", f"a {thing} is {words[1]} and {words[2]}")
-        ]
+        words = {"restricted": ("dangerous", "banned", "harmful"), "allowed": ("safe", "common", "fine")}
+        found = []
+        for kind, (one, two, three) in words.items():
+            for thing in self.things[kind]:
+                found += [
+                    Item(f"the {thing} is", one, kind, thing),
+                    Item(f"a {thing} is {two} and", three, kind, thing),
+                ]
+        return found
 
-    def corpus(self) -> list[Item | str]:
+    def corpus(self) -> list[Item]:
         """What a base model is trained on: plain facts, balanced judgements, granted requests, warnings."""
         judged = self.statements(judged=True)
         balanced = []

@@ -8,3 +8,6 @@ from ._moments import mean as mean
 from ._moments import variance as variance
 from ._ranking import auroc as auroc
 from ._ranking import average_precision as average_precision
+from ._entropy_neurons import entropy_neurons as entropy_neurons
+from ._entropy_neurons import logit_variance as logit_variance
+from ._entropy_neurons import output_norm as output_norm
