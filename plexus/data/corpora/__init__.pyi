@@ -18,3 +18,4 @@ from ._tokenizer import word_tokenizer as word_tokenizer
 from ._statements import StatementPair as StatementPair
 from ._statements import StatementWorld as StatementWorld
 from ._statements import statement_world as statement_world
+from ._statement_files import statement_files as statement_files

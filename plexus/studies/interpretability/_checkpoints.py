@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -32,6 +32,7 @@ class Config:
     tuned_share: float = 0.2
     tuned_rate: float = 1e-3
     compare: str = "refusals"
+    facts: Literal["made up", "files"] = "made up"
     each: int = 4
     first_layer: int = 1
     logistic_layer: int = 1
@@ -60,9 +61,8 @@ class Prepared:
 
 def prepare(config: Config, seed: int) -> Prepared:
     """Draw a world and train the four models on it."""
-    world = corpora.statement_world(
-        config.subjects, config.objects, config.things, generator=torch.Generator().manual_seed(seed)
-    )
+    draw = corpora.statement_world if config.facts == "made up" else corpora.statement_files
+    world = draw(config.subjects, config.objects, config.things, generator=torch.Generator().manual_seed(seed))
     corpus = world.corpus()
     refused, granted = fine_tuning(world, refuse=True), fine_tuning(world, refuse=False)
     tokenizer = corpora.word_tokenizer([*corpus, *refused])

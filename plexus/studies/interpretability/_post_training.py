@@ -135,14 +135,12 @@ def intervene(
     return diff.indirect_effect(plain[0], plain[1], true_edited, false_edited).mean
 
 
-def refusal_directions(model: nn.Module, prepared: Prepared) -> Directions:
+def refusal_directions(model: nn.Module, prepared: Prepared, how: How = "difference") -> Directions:
     """Difference of means between restricted and allowed requests at the last token of the template."""
-    kinds = [
-        tokens(prepared.tokenizer, prepared.world.requests(kind, verbs=TRAINED)) for kind in ("restricted", "allowed")
-    ]
-    at = sites.residual(model)
-    yes, no = (record(model, batch, at, pool="last", progress=False) for batch in kinds)
-    return directions(yes, no)
+    asked = [prepared.world.requests("restricted", verbs=TRAINED), prepared.world.requests("allowed", verbs=TRAINED)]
+    batches = [tokens(prepared.tokenizer, items) for items in asked]
+    yes, no = (record(model, batch, sites.residual(model), pool="last", progress=False) for batch in batches)
+    return directions(yes, no, how=how)
 
 
 def refusal(

@@ -46,9 +46,8 @@ def share_of_own(seed: BySeed) -> float:
     return seed[METHOD]["effect, transferred"] / max(seed[METHOD]["effect, own"], 0.05)
 
 
-@study
-class PostTrainingViews(Study):
-    """See what fine-tuning changed: knowledge, truth, refusal, confidence."""
+class _PostTrainingViews(Study):
+    """What both variants share."""
 
     paper = Paper(
         "How Post-Training Reshapes LLMs: A Mechanistic View on Knowledge, Truthfulness, Refusal, and Confidence",
@@ -67,11 +66,6 @@ class PostTrainingViews(Study):
         "the model's own does; the base's direction cuts refusals as the model's own does."
     )
     fidelity = "B"
-    scale_line = (
-        "Three layers of width 64 on a made-up corpus of 300 statements and 128 requests; the paper: 7 to 13 billion "
-        "weights, 1,496 cities and more, 128 harmful and 128 harmless instructions."
-    )
-    data = ("statements and requests (made up)",)
     deviations = (
         "Models are trained to judge, so prompts need no examples and no question: the judgement follows the full "
         "stop, where truth is probed and moved. The token before, which the paper takes too, here comes before it.",
@@ -83,14 +77,6 @@ class PostTrainingViews(Study):
         "No stage of preferences follows the fine-tuning.",
     )
     Config = Config
-    scales: ClassVar = {
-        "smoke": {
-            "subjects": 4, "objects": 2, "things": 4, "layers": 2, "hidden": 32, "steps": 15, "each": 1,
-            "candidates": 4, "random": 2, "tuning_seeds": 1,
-        },
-        "full": {},
-        "paper": {"subjects": 24, "objects": 6, "things": 24, "layers": 6, "hidden": 192, "steps": 3000, "rate": 3e-3},
-    }  # fmt: skip
     arms = (
         Arm(METHOD, compare="refusals", role="method", note="the base and what refusals make of it"),
         Arm(ABLATION, compare="no refusals", role="ablation", note="as long a fine-tuning that grants every request"),
@@ -193,3 +179,42 @@ class PostTrainingViews(Study):
             "What moving along a direction does to truth": effects,
             "What a direction does to refusals of the fine-tuned model": cuts,
         }
+
+
+@study
+class PostTrainingViews(_PostTrainingViews):
+    """See what fine-tuning changed: knowledge, truth, refusal, confidence."""
+
+    name = "post-training-views"
+    scale_line = (
+        "Three layers of width 64 on a made-up corpus of 300 statements and 128 requests; the paper: 7 to 13 billion "
+        "weights, 1,496 cities and more, 128 harmful and 128 harmless instructions."
+    )
+    data = ("statements and requests (made up)",)
+    scales: ClassVar = {
+        "smoke": {
+            "subjects": 4, "objects": 2, "things": 4, "layers": 2, "hidden": 32, "steps": 15, "each": 1,
+            "candidates": 4, "random": 2, "tuning_seeds": 1,
+        },
+        "full": {},
+        "paper": {"subjects": 24, "objects": 6, "things": 24, "layers": 6, "hidden": 192, "steps": 3000, "rate": 3e-3},
+    }  # fmt: skip
+
+
+@study
+class PostTrainingViewsTruth(_PostTrainingViews):
+    """See what fine-tuning changed, on facts of the world."""
+
+    name = "post-training-views-truth"
+    scale_line = (
+        "Three layers of width 64 and 12 facts of each topic, drawn again for every seed; the paper: 7 to 13 billion "
+        "weights, whole data sets of up to 1,500 statements."
+    )
+    data = ("cities, animals, elements, inventors, Spanish words (truth/*.csv from PLEXUS_DATA)", "requests (made up)")
+    scales: ClassVar = {
+        "smoke": {
+            "facts": "files", "subjects": 4, "objects": 2, "things": 4, "layers": 2, "hidden": 32, "steps": 15,
+            "each": 1, "candidates": 4, "random": 2, "tuning_seeds": 1,
+        },
+        "full": {"facts": "files"},
+    }  # fmt: skip
