@@ -16,6 +16,7 @@ from plexus.edit import Edit, steer
 from plexus.explain import diff, entropy_effect
 from plexus.explain.circuits import logit_difference
 from plexus.probe import Directions, directions, expected_calibration_error, record, scores
+from plexus.probe._directions import How
 from plexus.studies.interpretability._checkpoints import HELD_OUT, TRAINED, Config, Prepared
 from plexus.units import Recording, Site, Table, sites
 
