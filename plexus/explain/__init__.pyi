@@ -12,3 +12,5 @@ from ._matrix import EffectMatrix as EffectMatrix
 from ._matrix import effect_matrix as effect_matrix
 from ._overlap import OverlapMatrix as OverlapMatrix
 from ._overlap import overlap_matrix as overlap_matrix
+from ._confidence import EntropyEffect as EntropyEffect
+from ._confidence import entropy_effect as entropy_effect

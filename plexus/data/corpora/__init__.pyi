@@ -24,3 +24,7 @@ from ._restricted import RestrictedInstructions as RestrictedInstructions
 from ._restricted import restricted_instructions as restricted_instructions
 from ._quiz import QuizWorld as QuizWorld
 from ._quiz import quiz_world as quiz_world
+from ._statements import StatementPair as StatementPair
+from ._statements import StatementWorld as StatementWorld
+from ._statements import statement_world as statement_world
+from ._statement_files import statement_files as statement_files
