@@ -40,3 +40,5 @@ from ._energy import LayerCost as LayerCost
 from ._energy import synaptic_operations as synaptic_operations
 from ._trace import trace as trace
 from . import information as information
+from ._estimate import estimate as estimate
+from ._sizes import Estimate as Estimate

@@ -8,3 +8,15 @@ from ._moments import mean as mean
 from ._moments import variance as variance
 from ._ranking import auroc as auroc
 from ._ranking import average_precision as average_precision
+from ._attribution import taylor as taylor
+from ._condition_units import ConditionUnits as ConditionUnits
+from ._condition_units import condition_units as condition_units
+from ._conditions import ActivationCounts as ActivationCounts
+from ._conditions import condition_entropy as condition_entropy
+from ._conditions import count_activations as count_activations
+from ._information import mutual_information as mutual_information
+from ._massive import Massive as Massive
+from ._massive import MassiveActivations as MassiveActivations
+from ._massive import massive_activations as massive_activations
+from ._paths import integrated_gradients as integrated_gradients
+from ._paths import sensitivity as sensitivity
