@@ -1,4 +1,4 @@
-"""Real checkpoints: parts on disk, half precision, adapters, 8- and 4-bit weights. Recorded and steered as any model."""
+"""Real checkpoints: parts on disk, half precision, adapters, 8- and 4-bit weights, recorded and steered."""
 
 import warnings
 

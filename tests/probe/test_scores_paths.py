@@ -177,12 +177,12 @@ def test_sensitivity_is_the_variance_that_noise_on_a_unit_makes(net):
         for unit in range(5):
             only = Neurons.of({H: 5}, {H: [unit]})
             noisy = []
-            for _ in range(300):
+            for _ in range(100):
                 amount = size * torch.randn(1, generator=generator).item()
                 with edit.add(net, only, amount):
                     noisy.append(net(X))
             found.append(torch.stack(noisy).var(0).sum(1).mean() / size**2)
-    torch.testing.assert_close(torch.stack(found), exact, rtol=0.25, atol=0.0)
+    torch.testing.assert_close(torch.stack(found), exact, rtol=0.4, atol=0.0)
 
 
 def test_sensitivity_of_tokens_and_its_bad_input(tiny, net):

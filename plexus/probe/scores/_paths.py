@@ -274,7 +274,7 @@ def _start(site: Site, baseline: Baseline) -> Tensor:
             raise SiteError("the baseline lacks a site", given=str(site))
         start = torch.as_tensor(baseline[site])
     else:
-        start = torch.tensor(float(baseline))
+        start = torch.tensor(float(baseline), dtype=torch.float64)
     if not bool(start.isfinite().all()):
         raise RangeError("a baseline is finite", given=str(site))
     return start
