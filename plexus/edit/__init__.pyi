@@ -9,3 +9,6 @@ from ._verbs import scale as scale
 from ._bake import Baked as Baked
 from ._bake import bake as bake
 from . import gate as gate
+from . import steer as steer
+from . import svd as svd
+from ._unit_scaling import unit_scaling as unit_scaling

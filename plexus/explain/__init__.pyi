@@ -2,3 +2,9 @@ from . import controls as controls
 from ._compare import Comparison as Comparison
 from ._compare import Effect as Effect
 from ._compare import compare as compare
+from . import circuits as circuits
+from . import diff as diff
+from ._matrix import EffectMatrix as EffectMatrix
+from ._matrix import effect_matrix as effect_matrix
+from ._overlap import OverlapMatrix as OverlapMatrix
+from ._overlap import overlap_matrix as overlap_matrix

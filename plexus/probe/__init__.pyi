@@ -42,3 +42,15 @@ from ._trace import trace as trace
 from . import information as information
 from ._estimate import estimate as estimate
 from ._sizes import Estimate as Estimate
+from ._step_states import StepStates as StepStates
+from ._step_states import step_states as step_states
+from ._language import Coherence as Coherence
+from ._language import coherence as coherence
+from ._language import perplexity as perplexity
+from ._language import surprisal as surprisal
+from ._bisect import WithinBudget as WithinBudget
+from ._bisect import largest_within as largest_within
+from ._directions import Directions as Directions
+from ._directions import contrast as contrast
+from ._directions import directions as directions
+from ._directions import token_batches as token_batches

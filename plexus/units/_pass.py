@@ -108,8 +108,7 @@ def stream_of(
     batch, length = source.shape[:2]
     past = _cache_length(given.get("past_key_values"))
     columns = torch.arange(past, past + length, device=source.device)
-    mask: Any = given.get(f"{prefix}attention_mask")
-    mask = mask[:, -length:].bool() if _is_mask(mask, batch, length) else None
+    mask = _mask(given.get(f"{prefix}attention_mask"), batch, length, past)
     reads = generation is not None and generation.two_streams and not prefix
     encodes = "past_key_values" not in names or (reads and given.get("encoder_hidden_states") is None)
     generated = columns < 0 if encodes and not prefix else columns >= _prompt_length(generation, past, length)
@@ -161,8 +160,22 @@ def _cache_length(cache: Any) -> int:
     return 0
 
 
-def _is_mask(mask: Any, batch: int, length: int) -> bool:
-    return isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == batch and mask.shape[1] >= length
+def _mask(mask: Any, batch: int, length: int, past: int) -> Tensor | None:
+    """Which of the tokens are real, `[b, t]`, from a mask over tokens, or from one over queries and keys.
+
+    A cache of fixed size is given the latter, `[b, 1, query, key]`, or one for each kind of attention layer; there a
+    token that may not even look at itself is padding.
+    """
+    if isinstance(mask, Mapping):
+        mask = next((value for value in mask.values() if isinstance(value, Tensor)), None)
+    if not isinstance(mask, Tensor) or mask.shape[0] != batch:
+        return None
+    if mask.dim() == 2 and mask.shape[1] >= length:
+        return mask[:, -length:].bool()
+    if mask.dim() == 4 and mask.shape[2] == length and mask.shape[3] >= past + length:
+        itself = mask[:, 0, :, past : past + length].diagonal(dim1=1, dim2=2)
+        return itself if itself.dtype == torch.bool else itself == 0
+    return None
 
 
 def opens_stream(module: nn.Module) -> bool:

@@ -26,6 +26,7 @@ from plexus.units._families import (
     is_down_projection,
     linear_size,
     output_size,
+    projections_to,
     stream_width,
 )
 from plexus.units._pass import Visit
@@ -170,6 +171,29 @@ class Finder:
             site = _site(named, name, at="input")
             size = linear_size(named[name])
             found[site] = Found(size and size[0], "hidden unit of an MLP")
+        return SiteList(found)
+
+    def projections(self, model: nn.Module) -> SiteList:
+        """The outputs of all projections of every MLP: gate, up and down, before any activation.
+
+        Those of gate and up are what the hidden units of `mlp` are made of; those of down are directions of the residual
+        stream. Gate and up of a fused projection are one site, the gate first.
+
+        Raises:
+            SiteError: no MLP was recognised.
+
+        Examples:
+            >>> sites.projections(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            site                  units  a unit is
+            0 (output) [b ... u]      8  output of a projection into an MLP
+            2 (output) [b ... u]      2  output of a projection out of an MLP
+        """
+        named = dict(walk(model))
+        found: dict[Site, Found] = {}
+        for hidden in self.mlp(model):
+            for name in (*projections_to(named, hidden.path), hidden.path):
+                size, way = linear_size(named[name]), "out of" if name == hidden.path else "into"
+                found.setdefault(_site(named, name), Found(size and size[1], f"output of a projection {way} an MLP"))
         return SiteList(found)
 
     def heads(self, model: nn.Module) -> SiteList:

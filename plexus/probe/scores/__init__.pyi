@@ -20,3 +20,5 @@ from ._massive import MassiveActivations as MassiveActivations
 from ._massive import massive_activations as massive_activations
 from ._paths import integrated_gradients as integrated_gradients
 from ._paths import sensitivity as sensitivity
+from ._groups import leave_one_out as leave_one_out
+from ._quantile import quantile as quantile

@@ -1,0 +1,17 @@
+from ._cipher import Cipher as Cipher
+from ._cipher import cipher as cipher
+from ._facts import FactWorld as FactWorld
+from ._facts import Relation as Relation
+from ._facts import fact_world as fact_world
+from ._grammar import grammar_sentences as grammar_sentences
+from ._item import Item as Item
+from ._item import labels as labels
+from ._item import split as split
+from ._item import texts as texts
+from ._names import invent as invent
+from ._parallel import parallel_sentences as parallel_sentences
+from ._parallel import words as words
+from ._reasoning import RecallReasoning as RecallReasoning
+from ._reasoning import recall_and_reasoning as recall_and_reasoning
+from ._tokenizer import batches as batches
+from ._tokenizer import word_tokenizer as word_tokenizer
