@@ -12,3 +12,5 @@ from . import gate as gate
 from . import steer as steer
 from . import svd as svd
 from ._unit_scaling import unit_scaling as unit_scaling
+from . import rewire as rewire
+from . import prune as prune

@@ -26,9 +26,7 @@ def layout(module: nn.Module | None) -> str | None:
     """How the weight of a linear layer lies: `out in`, `in out`, or None if the module is none."""
     if isinstance(module, (nn.Linear, *CONVOLUTIONS)) and not isinstance(module, nn.LazyLinear):
         return "out in"
-    if isinstance(module, (nn.Embedding, *TRANSPOSED)) or (
-        type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-    ):
+    if isinstance(module, (nn.Embedding, *TRANSPOSED)) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf")):
         return "in out"
     return None
 

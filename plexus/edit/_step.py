@@ -74,6 +74,29 @@ class Step:
             raise UnsupportedError("an edit along directions belongs to its units and does not move")
         return replace(self, neurons=neurons)
 
+    def redirected(self, generator: torch.Generator, known: dict[bytes, Tensor]) -> Step:
+        """The same step along random directions with the lengths and angles of these; equal ones stay equal.
+
+        Args:
+            generator: where they come from.
+            known: directions that were drawn already, by those that they stand for.
+        """
+        if self.basis is None:
+            raise UnsupportedError("this step does not act along directions", given=self.name)
+        drawn = {}
+        for site, rows in self.basis.items():
+            mask = self.neurons.mask(site)
+            own = rows.detach().double().cpu()[:, mask]
+            key = own.numpy().tobytes()
+            if key not in known:
+                inner = torch.linalg.qr(own.T).R
+                draw = torch.randn(own.shape[1], len(inner), generator=generator, device=generator.device)
+                frame, signs = torch.linalg.qr(draw.cpu().double())
+                known[key] = (frame * signs.diagonal().sign() @ inner).T  # the signs make the frame evenly drawn
+            drawn[site] = torch.zeros_like(rows)
+            drawn[site][:, mask] = known[key].to(rows)
+        return replace(self, basis=drawn)
+
 
 class Action:
     """A step at one site: what the hook engine runs."""

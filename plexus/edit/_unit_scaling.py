@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from plexus.edit._edit import Edit
@@ -57,6 +56,7 @@ def unit_scaling(
     Source: Suau et al. 2024 (arXiv 2407.12824) for AURA, and for Det-0 and damping as its rivals.
 
     Examples:
+        >>> import torch
         >>> from plexus import edit
         >>> model = torch.nn.Sequential(torch.nn.Identity())
         >>> scores = Scores({Site("0"): torch.tensor([0.4, 0.75, 1.0])}, name="AUROC")
@@ -80,7 +80,9 @@ def unit_scaling(
     if top is None:
         chosen = Neurons({site: value > above for site, value in values.items()}, scores.model)
         if not len(chosen):
-            raise RangeError("no unit's score lies above the threshold", given=f"above={above}", mend="lower it, or top=")
+            raise RangeError(
+                "no unit's score lies above the threshold", given=f"above={above}", mend="lower it, or top="
+            )
     else:
         chosen = scores.top(top)
     numbers: dict[Site, Tensor | float] = {}

@@ -186,7 +186,7 @@ def compare(
         DtypeError: an edit that is none, a measure that cannot be called or gives no number, a seed that is no integer.
         RangeError: fewer than one random set, too few other units at a site, a measure that is NaN or infinite.
         ShapeError: an empty suite.
-        UnsupportedError: an edit along directions, which cannot be moved to other units.
+        UnsupportedError: an edit some of whose steps act along directions and some do not, or with `match`.
 
     Examples:
         >>> from plexus import edit as px_edit

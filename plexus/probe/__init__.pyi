@@ -54,3 +54,5 @@ from ._directions import Directions as Directions
 from ._directions import contrast as contrast
 from ._directions import directions as directions
 from ._directions import token_batches as token_batches
+from . import geometry as geometry
+from . import sae as sae

@@ -37,9 +37,17 @@ class Layout:
 
 
 def layout(lead: Sequence[int], visit: Visit, positions: Positions) -> Layout:
-    """The rows of values with leading sizes `lead`, as the visit names them."""
+    """The rows of values with leading sizes `lead`, as the visit names them; worked out once per pass."""
     if visit.routed is not None:
         return _routed(visit, visit.routed, positions)
+    key = ("layout", tuple(lead), visit.rows, positions)
+    if key not in visit.run.memo:
+        visit.run.memo[key] = _layout(lead, visit, positions)
+    found: Layout = visit.run.memo[key]
+    return found
+
+
+def _layout(lead: Sequence[int], visit: Visit, positions: Positions) -> Layout:
     names, run = visit.rows, visit.run
     index = dict(
         zip(names, torch.meshgrid(*[torch.arange(n) for n in lead], indexing="ij"), strict=True) if names else ()
@@ -75,6 +83,24 @@ def layout(lead: Sequence[int], visit: Visit, positions: Positions) -> Layout:
         latest = torch.full((batch,), -1).scatter_reduce(0, row, torch.where(real, step, -1), "amax")
         keep = real & (step == latest[row])
     return Layout(of_sample[row], position, keep, int(of_sample.max()) + 1)
+
+
+def _table(rows: Layout, visit: Visit, step: int) -> Table:
+    """The table of the rows that are kept; sites with equal rows share it, so that their grouping is found once."""
+    if visit.routed is not None:  # each expert has rows of its own
+        return _tabled(rows, visit, step)
+    key = ("table", id(rows), visit.call, step)
+    if key not in visit.run.memo:
+        visit.run.memo[key] = _tabled(rows, visit, step)
+    found: Table = visit.run.memo[key]
+    return found
+
+
+def _tabled(rows: Layout, visit: Visit, step: int) -> Table:
+    sample, position = rows.sample, rows.position
+    if rows.keep is not None:
+        sample, position = sample[rows.keep], position[rows.keep]
+    return Table(sample, position, torch.full_like(sample, visit.call), torch.full_like(sample, step))
 
 
 def _routed(visit: Visit, routed: Routed, positions: Positions) -> Layout:
@@ -126,12 +152,8 @@ class Collector:
             raise ShapeError(f"site {site} has no units", given=tuple(values.shape))
         flat = values.detach().reshape(len(rows.sample), *values.shape[lead:])
         flat = (flat.clone() if rows.keep is None else flat[rows.keep.to(flat.device)]).cpu()
-        sample, position = rows.sample, rows.position
-        if rows.keep is not None:
-            sample, position = sample[rows.keep], position[rows.keep]
         passes = self._passes[site]
-        step = passes.setdefault(visit.run.index, len(passes))
-        table = Table(sample, position, torch.full_like(sample, visit.call), torch.full_like(sample, step))
+        table = _table(rows, visit, passes.setdefault(visit.run.index, len(passes)))
         if self.finite and flat.is_floating_point() and not bool(flat.isfinite().all()):
             self._complain(site, flat, table)
         if self.pool:

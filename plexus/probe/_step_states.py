@@ -49,10 +49,10 @@ def step_states(
     generator: torch.Generator | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> StepStates:
-    """Generate from prompts and keep the state that predicted each token: what the output layer read, after the final norm.
+    """Generate from prompts and keep the state that predicted each token: what the output layer read then.
 
-    Works with batches, padding (left, as `generate` wants it) and the cache; only the last position of each step is
-    kept, also of the first one, in which the whole prompt runs.
+    That is after the final norm. Works with batches, padding (left, as `generate` wants it) and the cache; only the
+    last position of each step is kept, also of the first one, in which the whole prompt runs.
 
     Args:
         model: a language model with `generate` and an output layer.
@@ -96,7 +96,7 @@ def step_states(
         sequences.append(out.cpu())
         return out
 
-    ends = _ends(model)
+    ends = _ends(model, asked)
     states, tokens, live, predicted = [], [], [], []
     for batch in each_batch(batches):
         found = record(
@@ -134,10 +134,10 @@ def _options(given: Mapping[str, Any] | None, new_tokens: int, generator: torch.
     return {**options, "max_new_tokens": new_tokens, "return_dict_in_generate": False}
 
 
-def _ends(model: nn.Module) -> Tensor:
+def _ends(model: nn.Module, options: Mapping[str, Any]) -> Tensor:
     """The tokens that end a sample."""
     config: Any = getattr(model, "generation_config", None)
-    end = getattr(config, "eos_token_id", None)
+    end = options.get("eos_token_id", getattr(config, "eos_token_id", None))
     return torch.as_tensor([] if end is None else end, dtype=torch.int64).reshape(-1)
 
 

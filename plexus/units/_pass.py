@@ -35,6 +35,7 @@ class Pass:
         mask: which tokens are real, bool `[b, t]`, or None when none is padding as far as the model is told.
         samples: which sample each row belongs to, `[b]`, when beams or several returns share a sample; else None.
         generated: which tokens were generated, bool `[t]`, or None when the model has no tokens.
+        memo: what operations worked out about these rows and need not work out again at the next site.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Pass:
     mask: Tensor | None = None
     samples: Tensor | None = None
     generated: Tensor | None = None
+    memo: dict[Any, Any] = field(init=False, repr=False, default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

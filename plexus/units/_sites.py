@@ -252,6 +252,32 @@ class Finder:
             )
         return SiteList(found)
 
+    def norms(self, model: nn.Module) -> SiteList:
+        """The outputs of the norms of every block of a transformer: what its attention and its MLP read.
+
+        Norms within attention (of queries and keys) and the one after the last block are left out.
+
+        Raises:
+            SiteError: no stack of blocks was recognised, or its blocks have no norms.
+
+        Examples:
+            >>> from transformers import GPT2Config, GPT2Model
+            >>> print([site.path for site in sites.norms(GPT2Model(GPT2Config(n_embd=16, n_layer=1, n_head=4)))])
+            ['h.0.ln_1', 'h.0.ln_2']
+        """
+        blocks = [site.path for site in self.residual(model)]
+        found = {}
+        for name, module in walk(model):
+            block = name.rpartition(".")[0]
+            if block in blocks and "norm" in type(module).__name__.lower():
+                site = Site(name, next(other.axes for other in self.residual(model) if other.path == block))
+                found[site] = Found(
+                    output_size(module) or stream_width(module), f"feature after {type(module).__name__}"
+                )
+        if not found:
+            raise SiteError("the blocks of this model have no norms", given=type(unwrap(model)).__name__)
+        return SiteList(found)
+
     def spiking(self, model: nn.Module) -> SiteList:
         """The neurons of every layer that edits reach inside its loop: our own neuron layers with a port.
 

@@ -103,6 +103,25 @@ def test_a_direction_belongs_to_the_model_it_was_found_in(tiny: Callable[..., An
         other(**inputs)
 
 
+def test_random_directions_keep_lengths_and_angles_and_favour_none() -> None:
+    other, generator = Site("1"), torch.Generator().manual_seed(0)
+    basis = normal(2, 6)
+    units = Neurons.of({SITE: 6, other: 6}, {SITE: [0, 1, 4, 5], other: [0, 1, 4, 5]})
+    both = edit.scale(units, 0.0, basis={SITE: basis, other: basis})
+    inside = basis * units.mask(SITE)
+    draws = []
+    for _ in range(400):
+        (step,) = both.redirected(generator).steps
+        assert step.basis is not None
+        assert torch.equal(step.basis[SITE], step.basis[other])
+        torch.testing.assert_close(step.basis[SITE] @ step.basis[SITE].T, inside @ inside.T)
+        assert not bool(step.basis[SITE][:, [2, 3]].any())
+        draws.append(step.basis[SITE][0])
+    spread = torch.stack(draws)[:, [0, 1, 4, 5]] / inside[0].norm()
+    torch.testing.assert_close(spread.mean(0), torch.zeros(4), atol=0.1, rtol=0)
+    torch.testing.assert_close(spread.T @ spread / 400, torch.eye(4) / 4, atol=0.06, rtol=0)
+
+
 def test_what_steering_refuses() -> None:
     flat = {SITE: torch.ones(3)}
     with pytest.raises(RangeError, match="zero"):

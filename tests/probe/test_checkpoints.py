@@ -1,4 +1,4 @@
-"""Real checkpoints: parts on disk, half precision, adapters, 8- and 4-bit weights, recorded and steered."""
+"""Real checkpoints: parts on disk, half precision, adapters, 8- and 4-bit weights; recorded and steered as any."""
 
 import warnings
 

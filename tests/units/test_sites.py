@@ -1,6 +1,7 @@
 """Sites are found by name and by what they are; their default axes are those of the layer or an error."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -266,3 +267,20 @@ def test_projections_of_the_families(family, into, out):
         assert down.path == site.path
         assert down.path.endswith(out)
         assert down.at == "output"
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("gpt2", ("ln_1", "ln_2")),
+        ("neox", ("input_layernorm", "post_attention_layernorm")),
+        ("llama", ("input_layernorm", "post_attention_layernorm")),
+        ("vit", ("layernorm_before", "layernorm_after")),
+    ],
+)
+def test_norms_of_blocks(family: str, names: tuple[str, ...], tiny: Callable[..., Any]) -> None:
+    model, _ = tiny(family)
+    found = sites.norms(model)
+    assert [site.path for site in found] == [
+        f"{block.path}.{name}" for block in sites.residual(model) for name in names
+    ]

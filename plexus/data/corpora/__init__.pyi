@@ -15,3 +15,7 @@ from ._reasoning import RecallReasoning as RecallReasoning
 from ._reasoning import recall_and_reasoning as recall_and_reasoning
 from ._tokenizer import batches as batches
 from ._tokenizer import word_tokenizer as word_tokenizer
+from ._restricted import RestrictedInstructions as RestrictedInstructions
+from ._restricted import restricted_instructions as restricted_instructions
+from ._rude import RudeWorld as RudeWorld
+from ._rude import rude_world as rude_world

@@ -10,3 +10,5 @@ from ._verbs import plane as plane
 from ._verbs import rotate as rotate
 from ._verbs import scale as scale
 from ._writers import at_writers as at_writers
+from ._plane import Profile as Profile
+from ._plane import SteeringPlane as SteeringPlane

@@ -2,8 +2,8 @@
 
     W = Σ s_i u_i v_iᵀ      u_i [out], v_i [in], s_i ≥ 0
 
-A layer answers h with Σ s_i u_i (v_iᵀ h): it reads the coordinate v_iᵀ h and writes u_i. (u_i, v_i) and (-u_i, -v_i) are
-the same decomposition; nothing that follows may depend on which of the two a routine returned.
+A layer answers h with Σ s_i u_i (v_iᵀ h): it reads the coordinate v_iᵀ h and writes u_i. (u_i, v_i) and
+(-u_i, -v_i) are the same decomposition; nothing that follows may depend on which of the two a routine returned.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     W' = cast(W + Σ L R)      over the edits that hold the layer, in the order in which they took hold
 
-The sum is made again from the kept W whenever an edit takes hold or lets go, so edits may end in any order, and when the
-last one lets go the layer has the very bits it had. A tied matrix is given to the layer as a copy of its own for that
-time, and the shared one is put back.
+The sum is made again from the kept W whenever an edit takes hold or lets go, so edits may end in any order, and when
+the last one lets go the layer has the very bits it had. A tied matrix is given to the layer as a copy of its own for
+that time, and the shared one is put back.
 """
 
 from __future__ import annotations

@@ -151,12 +151,14 @@ def scale(
     found = directions(model, path) if found is None else found
     check_editable(model, found.path, untie=untie)
     places = torch.as_tensor(chosen).reshape(-1)
-    if places.is_floating_point() or places.dtype == torch.bool:
+    if len(places) and (places.is_floating_point() or places.dtype == torch.bool):
         raise ShapeError("directions are chosen by their numbers", given=str(places.dtype), expected="integers")
-    places = places.long().cpu()
     _check_count(len(places), found)
+    places = places.long().cpu()
     if int(places.min()) < 0 or int(places.max()) >= len(found) or len(places.unique()) < len(places):
-        raise RangeError("directions are counted from 0, each once", given=places.tolist()[:8], expected=f"< {len(found)}")
+        raise RangeError(
+            "directions are counted from 0, each once", given=places.tolist()[:8], expected=f"< {len(found)}"
+        )
     factors = torch.as_tensor(factor, dtype=torch.float64).cpu()
     if factors.dim() > 1 or (factors.dim() == 1 and len(factors) != len(places)):
         raise ShapeError("factors and directions differ in number", given=tuple(factors.shape), expected=len(places))

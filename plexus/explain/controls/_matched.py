@@ -52,7 +52,8 @@ def matched_random(
 ) -> Neurons | Edit:
     """Random units in the place of the chosen ones, as many at each site; of an edit, the edit moved there.
 
-    An edit of several steps is moved as a whole: a unit that two steps share has one stand-in.
+    An edit of several steps is moved as a whole: a unit that two steps share has one stand-in. An edit along directions
+    stays on its units and gets random directions with the same lengths and angles.
 
     Args:
         what: a set of units or an edit.
@@ -65,7 +66,7 @@ def matched_random(
     Raises:
         RangeError: if a site has too few other units, or with `tolerance` none that is alike.
         SiteError: if `match` lacks a site.
-        UnsupportedError: if the edit acts along directions, which belong to their units.
+        UnsupportedError: if some steps of the edit act along directions and some do not, or with `match`.
 
     Examples:
         >>> from plexus.units import Scores, Site
@@ -80,6 +81,8 @@ def matched_random(
         True
     """
     if isinstance(what, Edit):
+        if what.steps and all(step.basis is not None for step in what.steps) and match is None:
+            return what.redirected(generator)
         return what.moved(stand_in_map(what.neurons, generator, exclude, match, among, tolerance))
     if not isinstance(what, Neurons):
         raise DtypeError(
