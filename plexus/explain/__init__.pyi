@@ -12,3 +12,7 @@ from ._matrix import EffectMatrix as EffectMatrix
 from ._matrix import effect_matrix as effect_matrix
 from ._overlap import OverlapMatrix as OverlapMatrix
 from ._overlap import overlap_matrix as overlap_matrix
+from ._profile import ConditionChange as ConditionChange
+from ._profile import StageProfile as StageProfile
+from ._profile import condition_change as condition_change
+from ._profile import stage_profile as stage_profile

@@ -19,3 +19,6 @@ from ._restricted import RestrictedInstructions as RestrictedInstructions
 from ._restricted import restricted_instructions as restricted_instructions
 from ._rude import RudeWorld as RudeWorld
 from ._rude import rude_world as rude_world
+from ._languages import Tongue as Tongue
+from ._languages import Tongues as Tongues
+from ._languages import tongues as tongues
