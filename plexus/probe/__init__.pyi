@@ -40,6 +40,8 @@ from ._energy import LayerCost as LayerCost
 from ._energy import synaptic_operations as synaptic_operations
 from ._trace import trace as trace
 from . import information as information
+from ._estimate import estimate as estimate
+from ._sizes import Estimate as Estimate
 from ._step_states import StepStates as StepStates
 from ._step_states import step_states as step_states
 from ._language import Coherence as Coherence

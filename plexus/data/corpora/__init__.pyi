@@ -28,3 +28,6 @@ from ._statements import StatementPair as StatementPair
 from ._statements import StatementWorld as StatementWorld
 from ._statements import statement_world as statement_world
 from ._statement_files import statement_files as statement_files
+from ._languages import Tongue as Tongue
+from ._languages import Tongues as Tongues
+from ._languages import tongues as tongues
