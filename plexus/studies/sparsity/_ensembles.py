@@ -60,7 +60,7 @@ class Config:
     average: float = 0.8
     until: float = 0.75
     planted: bool = False
-    tuning_seeds: int = 0
+    tuning_seeds: int = 3
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,7 @@ def rewiring(config: Config) -> dict[str, Any]:
 def measure(config: Config, prepared: dict[str, Task], seed: int) -> dict[str, float]:
     """All numbers of one arm and seed; accuracies in per cent."""
     metrics: dict[str, float] = {}
+    first = next(iter(prepared))
     for place, (name, task) in enumerate(prepared.items()):
         if name == "planted" and not config.planted:
             continue
@@ -209,12 +210,15 @@ def measure(config: Config, prepared: dict[str, Task], seed: int) -> dict[str, f
             sparse = train(config, model, task.train[:size], draw)
             metrics[f"{name} {size}"] = accuracy(model, task.test)
             metrics[f"{name} {size} validation"] = accuracy(model, task.validation)
-            if (name, size) == (next(iter(prepared)), task.sizes[-1]):
+            if (name, size) == (first, task.sizes[-1]):
                 metrics |= {"weights": float(weights), "weights lost": float(weights - existing_weights(model))}
                 metrics |= structure(model, start, groups, task)
                 metrics["exchanges"] = float(len(sparse.history)) if sparse is not None else 0.0
     curve = [key for key in metrics if key.split()[0] != "planted" and key.split()[-1].isdigit()]
     metrics["accuracy"] = sum(metrics[key] for key in curve) / len(curve)
+    metrics["most samples"] = metrics[f"{first} {prepared[first].sizes[-1]}"]
+    if config.planted and "planted" in prepared:
+        metrics["planted"] = metrics[f"planted {prepared['planted'].sizes[-1]}"]
     metrics["validation"] = sum(metrics[f"{key} validation"] for key in curve) / len(curve)
     return metrics
 
