@@ -95,7 +95,7 @@ def tasks(config: Config, seed: int) -> dict[str, Task]:
     for name, sizes in (("pixels", config.sizes), ("features", config.sizes[-1:])):
         known, test = (rows(part, name) for part in (chosen, unseen))
         found[name] = Task(known[: sizes[-1]], known[sizes[-1] :], test, sizes)
-    return found
+    return found | {"planted": planted(config, seed)}
 
 
 def rows(images: Labelled, kind: str) -> Labelled:
@@ -113,12 +113,12 @@ def rows(images: Labelled, kind: str) -> Labelled:
 def planted(config: Config, seed: int) -> Task:
     """The task in which wiring by groups must help: the positive control."""
     draw = generator(seed, 2)
-    count, groups, size = config.sizes[-1] + config.validation + 2000, config.groups, 64 // config.groups
+    n = min(1000, config.sizes[-1])
+    count, groups, size = n + config.validation + 2000, config.groups, 64 // config.groups
     x = torch.randn(count, groups, size, generator=draw)
     patterns = torch.randn(groups, size, generator=draw)
     y = torch.einsum("sgi,gi->sg", x, patterns / patterns.norm(dim=1, keepdim=True)).argmax(1)
     whole = Labelled(x.flatten(1), y, "planted")
-    n = config.sizes[-1]
     return Task(whole[:n], whole[n : n + config.validation], whole[n + config.validation :], (n,))
 
 
