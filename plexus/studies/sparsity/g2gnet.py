@@ -120,7 +120,7 @@ def checks(floor: float) -> tuple[Check, ...]:
             "planted groups: points by which wiring within these groups exceeds unstructured wiring",
             gain("isolated", "unstructured", "planted"),
             role="control",
-            at_least=5.0,
+            at_least=2.0,
         ),
         exact(
             "largest deviation of a density from the formula, % of it",
