@@ -60,7 +60,7 @@ class Config:
     average: float = 0.8
     until: float = 0.75
     planted: bool = False
-    tuning_seeds: int = 0
+    tuning_seeds: int = 3
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def tasks(config: Config, seed: int) -> dict[str, Task]:
     for name, sizes in (("pixels", config.sizes), ("features", config.sizes[-1:])):
         known, test = (rows(part, name) for part in (chosen, unseen))
         found[name] = Task(known[: sizes[-1]], known[sizes[-1] :], test, sizes)
-    return found
+    return found | {"planted": planted(config, seed)}
 
 
 def rows(images: Labelled, kind: str) -> Labelled:
@@ -113,12 +113,12 @@ def rows(images: Labelled, kind: str) -> Labelled:
 def planted(config: Config, seed: int) -> Task:
     """The task in which wiring by groups must help: the positive control."""
     draw = generator(seed, 2)
-    count, groups, size = config.sizes[-1] + config.validation + 2000, config.groups, 64 // config.groups
+    n = min(1000, config.sizes[-1])
+    count, groups, size = n + config.validation + 2000, config.groups, 64 // config.groups
     x = torch.randn(count, groups, size, generator=draw)
     patterns = torch.randn(groups, size, generator=draw)
     y = torch.einsum("sgi,gi->sg", x, patterns / patterns.norm(dim=1, keepdim=True)).argmax(1)
     whole = Labelled(x.flatten(1), y, "planted")
-    n = config.sizes[-1]
     return Task(whole[:n], whole[n : n + config.validation], whole[n + config.validation :], (n,))
 
 
@@ -197,6 +197,7 @@ def rewiring(config: Config) -> dict[str, Any]:
 def measure(config: Config, prepared: dict[str, Task], seed: int) -> dict[str, float]:
     """All numbers of one arm and seed; accuracies in per cent."""
     metrics: dict[str, float] = {}
+    first = next(iter(prepared))
     for place, (name, task) in enumerate(prepared.items()):
         if name == "planted" and not config.planted:
             continue
@@ -209,12 +210,15 @@ def measure(config: Config, prepared: dict[str, Task], seed: int) -> dict[str, f
             sparse = train(config, model, task.train[:size], draw)
             metrics[f"{name} {size}"] = accuracy(model, task.test)
             metrics[f"{name} {size} validation"] = accuracy(model, task.validation)
-            if (name, size) == (next(iter(prepared)), task.sizes[-1]):
+            if (name, size) == (first, task.sizes[-1]):
                 metrics |= {"weights": float(weights), "weights lost": float(weights - existing_weights(model))}
                 metrics |= structure(model, start, groups, task)
                 metrics["exchanges"] = float(len(sparse.history)) if sparse is not None else 0.0
     curve = [key for key in metrics if key.split()[0] != "planted" and key.split()[-1].isdigit()]
     metrics["accuracy"] = sum(metrics[key] for key in curve) / len(curve)
+    metrics["most samples"] = metrics[f"{first} {prepared[first].sizes[-1]}"]
+    if config.planted and "planted" in prepared:
+        metrics["planted"] = metrics[f"planted {prepared['planted'].sizes[-1]}"]
     metrics["validation"] = sum(metrics[f"{key} validation"] for key in curve) / len(curve)
     return metrics
 
