@@ -149,7 +149,11 @@ def refusals() -> dict[str, tuple[nn.Module, Edit, str]]:
         "limits": (plain, edit.clamp(on(last, 1), low=0.0), "not linear"),
         "patch": (plain, edit.patch(on(last, 0), record), "sample to sample"),
         "tokens": (plain, edit.scale(on(last, 1), 0.0, positions="last"), "some tokens"),
-        "directions": (plain, edit.scale(on(last, 1), 0.0, basis=torch.ones(4)), "directions"),
+        "directions": (
+            nn.Sequential(nn.LayerNorm(4)),
+            edit.scale(on(Site("0"), 1), 0.0, basis=torch.ones(4)),
+            "by itself",
+        ),
         "one call": (plain, edit.scale(on(Site("2", at="input", call=0), 1), 0.0), "one call"),
         "no bias": (plain, edit.add(on(last, 1), 1.0), "no bias"),
         "nonlinear": (nonlinear, edit.scale(on(Site("1"), 1), 0.0), "straight into"),

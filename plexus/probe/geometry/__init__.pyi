@@ -1,0 +1,1 @@
+from ._participation import participation_ratio as participation_ratio

@@ -1,0 +1,16 @@
+from ._autoencoder import SparseAutoencoder as SparseAutoencoder
+from ._fit import Fit as Fit
+from ._fit import fit as fit
+from ._fit import fit_many as fit_many
+from ._measures import Quality as Quality
+from ._measures import effective_features as effective_features
+from ._measures import quality as quality
+from ._saelens import load as load
+from ._saelens import save as save
+from ._splice import LossRecovered as LossRecovered
+from ._splice import encoded as encoded
+from ._splice import loss_recovered as loss_recovered
+from ._splice import splice as splice
+from ._superposition import SuperpositionProbe as SuperpositionProbe
+from ._superposition import SuperpositionReport as SuperpositionReport
+from ._superposition import superposition as superposition
