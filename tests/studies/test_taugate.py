@@ -15,6 +15,7 @@ from plexus.edit.gate import NeuronModes
 from plexus.errors import FormatError
 from plexus.studies.adaptation._mode_tasks import Task, accuracy, adapt, parts, rotate, shuffled, task
 from plexus.studies.adaptation.taugate import ARMS, CHECKS, RATES, TauGate, TauGateMnist, over_null, over_rivals
+from plexus.units import Site
 
 SMALL = TauGate.configure("smoke", {"rate_rotated": 0.05})
 
@@ -131,6 +132,25 @@ def test_two_modes_answer_the_same_in_turn(rotated: Task) -> None:
     assert adapted.facts["swapping error"] == 0
     assert adapted.facts["numbers swapped"] == 4 * SMALL.hidden
     assert adapted.facts["target in its mode"] == pytest.approx(accuracy(adapted.model, rotated.test), abs=0.5)
+
+
+def test_a_gate_before_the_rectifier_is_the_same_function_for_positive_gains(rotated: Task) -> None:
+    after = NeuronModes(rotated.base)
+    sites = [Site(name, "b u") for name in ("one", "two")]
+    before = NeuronModes(rotated.base, sites, sizes=dict.fromkeys(sites, SMALL.hidden))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for one, other in zip(after.add("m").parameters(), before.add("m").parameters(), strict=True):
+            one.mul_(torch.rand(one.shape, generator=generator) * 2)
+            one.add_(0.1 * torch.rand(one.shape, generator=generator))
+            other.copy_(one)
+    torch.testing.assert_close(before(rotated.test.x), after(rotated.test.x))  # soft gates, in training
+    losses = [modes(rotated.test.x).square().mean() for modes in (before, after)]
+    slopes = [
+        torch.autograd.grad(loss, list(m["m"].parameters())) for loss, m in zip(losses, (before, after), strict=True)
+    ]
+    torch.testing.assert_close(*slopes)
+    torch.testing.assert_close(before.eval()(rotated.test.x), after.eval()(rotated.test.x))
 
 
 def test_facts_of_a_mode(rotated: Task) -> None:

@@ -15,7 +15,6 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, pad
 from plexus.data import Labelled, digits, idx_images
 from plexus.edit.gate import NeuronModes, annealed, merge_gain, mode_report, prune_off_neurons
 from plexus.errors import require
-from plexus.units import Site
 
 PAIRS = ("rotated", "inverted", "missing")
 
@@ -40,7 +39,6 @@ class Config:
     gates: str = "hard"  # at inference
     temperature: float = 0.1
     start: float | None = None
-    before_rectifier: bool = False
     anneal: tuple[float, float] | None = None
     straight_epochs: int = 0
     facts: bool = False
@@ -227,15 +225,12 @@ def adapt(config: Config, task: Task, pair: str, seed: int) -> Adapted:
     if method == "frozen":
         return Adapted(task.base, 0)
     if method in ("modes", "shuffled", "random gates", "two modes"):
-        before = [Site(name, "b u") for name in ("one", "two")]
         modes = NeuronModes(
             task.base,
-            before if config.before_rectifier else None,
             threshold=config.threshold,
             gain=config.gain,
             temperature=config.temperature,
             start=config.start,
-            sizes=dict.fromkeys(before, config.hidden) if config.before_rectifier else None,
         )
         learnt_mode(config, modes, "target", task.target, pair, draw)
         count = sum(p.numel() for p in modes["target"].parameters())
