@@ -82,13 +82,13 @@ def rank(count: Count, truth: Count) -> float:
 
 def on_toy(count: Count, facts: dict[str, Tensor]) -> dict[str, float]:
     """How a count goes with the number of features that the toy models keep."""
-    truth, widest = facts["norm"].numpy(), facts["features"] == facts["features"].max()
-    error = np.abs(np.log(np.maximum(count, 1e-3) / truth))
+    truth, widest = facts["count"].numpy(), facts["features"] == facts["features"].max()
+    error = np.abs(np.log(np.maximum(count, 1e-3) / np.maximum(truth, 1.0)))
     return {
         "toy_rank": rank(count, truth),
         "toy_rank_widest": rank(count[widest.numpy()], truth[widest.numpy()]),
-        "toy_rank_norms": rank(count, facts["count"].numpy()),
-        "toy_log_error": float(error.mean()),
+        "toy_rank_norms": rank(count, facts["norm"].numpy()),
+        "toy_error": float(error.mean()),
     }
 
 
