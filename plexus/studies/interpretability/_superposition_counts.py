@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -76,8 +75,9 @@ def gaussian(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 def rank(count: Count, truth: Count) -> float:
     """Spearman correlation; 0 where a count is the same everywhere."""
-    value = float(spearmanr(count, truth).statistic)
-    return value if math.isfinite(value) else 0.0
+    if np.ptp(count) == 0 or np.ptp(truth) == 0:
+        return 0.0
+    return float(spearmanr(count, truth).statistic)
 
 
 def on_toy(count: Count, facts: dict[str, Tensor]) -> dict[str, float]:
