@@ -61,11 +61,15 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/plexus bench
 
-# the peers that benchmarks and parity tests compare with live in an environment of their own
-peers: .venv-peers/.installed
+# the peers that benchmarks and parity tests compare with live in environments of their own
+peers: .venv-peers/.installed .venv-language-peers/.installed
 .venv-peers/.installed: benchmarks/peers.txt
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
+	@touch $@
+.venv-language-peers/.installed: benchmarks/language_peers.txt
+	@test -x .venv-language-peers/bin/python || $(PYTHON) -m venv .venv-language-peers
+	.venv-language-peers/bin/python -m pip install --quiet -r benchmarks/language_peers.txt
 	@touch $@
 
 ledger: $(STAMP)

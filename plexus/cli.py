@@ -60,7 +60,7 @@ def _stoppable(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _emit(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    print(json.dumps(value, ensure_ascii=False))
 
 
 def _console() -> Any:
@@ -323,6 +323,24 @@ def bench(
             from plexus.lab._show import show_benchmark
 
             show_benchmark(_console(), lines)
+
+
+@app.command("atlas")
+@_stoppable
+def make_atlas(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="digits, facts, a checkpoint, or file.py:function.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("atlas"),
+    texts: Annotated[
+        Path | None, typer.Option(help="For a checkpoint: .jsonl, .csv or .tsv of text, label, answer.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=20, help="How many samples at most.")] = 400,
+    as_json: AsJson = False,
+) -> None:
+    """Pages of every unit of a model: what it detects, what it does, what drives it."""
+    from plexus.lab._atlas import make
+
+    found, index = make(model, out, texts, samples)
+    _emit({"atlas": repr(found), "page": str(index)}) if as_json else print(f"{found}\nopen {index}")
 
 
 @app.command()

@@ -17,11 +17,14 @@ def tiny(family: str, **config: Any) -> tuple[nn.Module, dict[str, Tensor]]:
     tf.logging.set_verbosity_error()
     torch.manual_seed(0)
     narrow = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 32, "n_positions": 64}
+    grouped = {**COMMON, "num_key_value_heads": 2, "head_dim": 4}
     shared = {**COMMON, "num_hidden_layers": 3, "vocab_size": 30, "embedding_size": 8}
     makers: dict[str, tuple[Any, Any]] = {
         "gpt2": (tf.GPT2LMHeadModel, lambda: tf.GPT2Config(**narrow, **TOKENS, **config)),
         "llama": (tf.LlamaForCausalLM, lambda: tf.LlamaConfig(**COMMON, **TOKENS, **config)),
         "neox": (tf.GPTNeoXForCausalLM, lambda: tf.GPTNeoXConfig(**COMMON, **TOKENS, **config)),
+        "qwen": (tf.Qwen3ForCausalLM, lambda: tf.Qwen3Config(**grouped, **TOKENS, **config)),
+        "gemma": (tf.Gemma2ForCausalLM, lambda: tf.Gemma2Config(**grouped, **TOKENS, **config)),
         "phi3": (tf.Phi3ForCausalLM, lambda: tf.Phi3Config(**COMMON, **TOKENS, **config)),
         "bert": (tf.BertModel, lambda: tf.BertConfig(**COMMON, vocab_size=30, **config)),
         "albert": (tf.AlbertModel, lambda: tf.AlbertConfig(**shared, **config)),

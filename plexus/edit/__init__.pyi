@@ -9,3 +9,9 @@ from ._verbs import scale as scale
 from ._bake import Baked as Baked
 from ._bake import bake as bake
 from . import gate as gate
+from . import steer as steer
+from . import svd as svd
+from ._unit_scaling import unit_scaling as unit_scaling
+from . import rewire as rewire
+from . import prune as prune
+from ._atomic import atomic_steering as atomic_steering

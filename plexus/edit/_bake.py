@@ -4,11 +4,14 @@ An affine edit x' = g ⊙ x + a of what a linear layer reads, or of what it puts
 
     reads      W x' + b = (W diag g) x + (b + W a)
     puts out   (W x + b)' = (diag g W) x + (g ⊙ b + a)
+
+An edit along directions is affine too where it takes their coordinates z to A z + c: x' = M x + Bᵀ c with
+M = 1 + Bᵀ (A - 1) (B⁺)ᵀ, and diag g becomes M.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,15 +19,27 @@ import torch
 from torch import Tensor, nn
 
 from plexus.edit._edit import Edit
+from plexus.edit._layers import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    by_input,
+    by_output,
+    from_input,
+    from_output,
+    inputs,
+    layout,
+    outputs,
+)
+from plexus.edit._new_bias import declare_biases, why_no_bias
 from plexus.edit._step import Step
 from plexus.errors import DtypeError, RangeError, UnsupportedError
 from plexus.units import Site
+from plexus.units._exact import why_not_exact
 from plexus.units._paths import find_module, has_loop, refuse_out_of_reach
 
 __all__ = ["Baked", "bake"]
 
-_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_AFFINE = ("scale", "add", "replace", "clamp", "rotate")
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -43,6 +58,8 @@ class Baked:
     dtype: torch.dtype
 
     def __repr__(self) -> str:
+        if not self.parameters:
+            return "nothing to bake: the edit changes nothing"
         how = "exactly" if self.error == 0 else f"to a relative {self.error:.0e}"
         return f"baked into {', '.join(self.parameters)} {how} ({str(self.dtype).removeprefix('torch.')})"
 
@@ -53,6 +70,7 @@ class _Change(NamedTuple):
     name: str
     parameter: nn.Parameter
     value: Tensor
+    new_in: nn.Module | None = None  # the layer that gets the parameter
 
 
 class _Task(NamedTuple):
@@ -69,16 +87,19 @@ class _Task(NamedTuple):
     bias: Tensor
 
 
-def bake(model: nn.Module, edit: Edit, *, anyway: bool = False) -> Baked:
+def bake(model: nn.Module, edit: Edit, *, new_bias: bool = False, anyway: bool = False) -> Baked:
     """Write an edit into the weights of a model, for good: afterwards the model does what it did under the edit.
 
     Possible for `scale`, `add`, `replace` and `clamp` to a value, at the input or output of a linear layer, a
     convolution, GPT-2's transposed linear layer, an embedding or a norm, and at a module whose output goes straight
-    into one of these in a `Sequential`. All that cannot be exact is refused before anything is changed.
+    into one of these in a `Sequential`. Along directions the same, and `rotate`, at a linear layer or an embedding.
+    All that cannot be exact is refused before anything is changed.
 
     Args:
         model: changed in place.
         edit: made by the verbs of this room.
+        new_bias: give a layer that has no bias one, to hold a constant. A Hugging Face model then says so in its
+            configuration, so that it is saved and read with it; refused where its configuration cannot say so.
         anyway: also on a model of another fingerprint than the edit was made for.
 
     Raises:
@@ -106,7 +127,7 @@ def bake(model: nn.Module, edit: Edit, *, anyway: bool = False) -> Baked:
     # W g(f(x)) takes in g before f: what happens last to the values that a layer reads is written first
     reads = sorted((task for task in tasks if task.reads), key=lambda task: -task.distance)
     for task in [*reversed(reads), *(task for task in tasks if not task.reads)]:
-        weights = _Weights(model, task.module, task.site, pending)
+        weights = _Weights(model, task.module, task.site, pending, new_bias)
         for change in (_read if task.reads else _put_out)(weights, task.gain, task.bias):
             pending[change.name] = change
     error = 0.0
@@ -116,8 +137,12 @@ def bake(model: nn.Module, edit: Edit, *, anyway: bool = False) -> Baked:
             scale = change.value.abs().max().clamp(min=torch.finfo(change.value.dtype).tiny)
             error = max(error, float((rounded.to(change.value.dtype) - change.value).abs().max() / scale))
             change.parameter.copy_(rounded)
+            if change.new_in is not None:
+                change.new_in.bias = change.parameter
+    declare_biases(model, [name for name, change in pending.items() if change.new_in is not None])
     dtypes = {change.parameter.dtype for change in pending.values()}
-    return Baked(tuple(pending), error, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps))
+    coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+    return Baked(tuple(pending), error, coarsest)
 
 
 def _affine(step: Step, site: Site) -> tuple[Tensor, Tensor]:
@@ -131,12 +156,14 @@ def _affine(step: Step, site: Site) -> tuple[Tensor, Tensor]:
         reason = "limits are not linear"
     elif step.positions != "all":
         reason = "it acts on some tokens only"
-    elif step.basis is not None:
-        reason = "it acts along directions"
+    elif "share" in numbers or "threshold" in numbers or step.name not in _AFFINE:
+        reason = "it is not linear in the values"
     elif site.call is not None:
         reason = "it acts at one call of several"
     if reason is not None:
         raise _refusal(site, reason)
+    if step.basis is not None:
+        return _along(step, numbers, step.basis[site].detach().double() * mask)
     given = next(iter(numbers.values()))
     shape = given.shape if given.dim() else mask.shape
     chosen = mask.reshape(-1, *(1 for _ in shape[1:]))
@@ -150,67 +177,111 @@ def _affine(step: Step, site: Site) -> tuple[Tensor, Tensor]:
     return gain.detach(), bias.detach()
 
 
+def _along(step: Step, numbers: Mapping[str, Tensor], basis: Tensor) -> tuple[Tensor, Tensor]:
+    """The edit along directions as a matrix `[unit, unit]` (or a gain of one) and an offset `[unit]`."""
+    size, given = len(basis), next(iter(numbers.values())).detach()
+    spread = given.expand(size) if step.name != "rotate" else given
+    if step.name == "add":
+        return torch.ones(basis.shape[1], dtype=torch.float64), spread @ basis
+    if step.name == "rotate":
+        cos, sin = given.deg2rad().cos(), given.deg2rad().sin()
+        inner, constant = torch.stack([torch.stack([cos, -sin]), torch.stack([sin, cos])]), torch.zeros(2).double()
+    elif step.name == "scale":
+        inner, constant = spread.diag(), torch.zeros(size).double()
+    else:
+        inner, constant = torch.zeros(size, size).double(), spread
+    change = basis.T @ (inner - torch.eye(size).double()) @ torch.linalg.pinv(basis).T
+    return torch.eye(basis.shape[1]).double() + change, constant @ basis
+
+
 def _task(model: nn.Module, site: Site, gain: Tensor, bias: Tensor) -> _Task:
     """Which layer takes the edit of a site into its weights, and with which numbers."""
     module, reads, distance = find_module(model, site.path), site.at == "input", 0
     if site.leaf not in (None, 0):
         raise _refusal(site, "it is one of several tensors of a module")
-    if any("lora" in name for name, _ in module.named_parameters()):
-        raise _refusal(site, "the layer has an adapter; merge it first")
     if not reads and site.where == "loop" and has_loop(module):
         raise _refusal(site, "it acts inside the layer's loop")
-    if not reads and _layout(module) is None and not isinstance(module, (*_NORMS, nn.RMSNorm)):
+    _check_weights(model, module, site)
+    if not reads and layout(module) is None and not isinstance(module, (*_NORMS, nn.RMSNorm)):
         module, distance = _reader(model, module, site)
         reads = True
-    if reads and (_layout(module) is None or isinstance(module, nn.Embedding)):
+        _check_weights(model, module, site)
+    if reads and (layout(module) is None or isinstance(module, nn.Embedding)):
         raise _refusal(site, f"a {type(module).__name__} is no linear layer")
     if getattr(module, "weight", None) is None:
         raise _refusal(site, f"the {type(module).__name__} has no weights")
-    return _Task(site, module, reads, distance, *_flat(site, gain, bias, (_inputs if reads else _outputs)(module)))
+    return _Task(site, module, reads, distance, *_flat(site, gain, bias, (inputs if reads else outputs)(module)))
+
+
+def _check_weights(model: nn.Module, module: nn.Module, site: Site) -> None:
+    """A layer whose weights cannot be edited exactly is refused before anybody asks for their shape."""
+    reason = None if getattr(module, "weight", None) is None else why_not_exact(module, model=model)
+    if reason is not None:
+        raise _refusal(site, reason)
 
 
 class _Weights:
     """The parameters of one layer, checked to belong to it alone, with the changes that earlier steps ask for."""
 
-    def __init__(self, model: nn.Module, module: nn.Module, site: Site, pending: dict[str, _Change]) -> None:
-        self.model, self.module, self.site, self.pending = model, module, site, pending
+    def __init__(
+        self, model: nn.Module, module: nn.Module, site: Site, pending: dict[str, _Change], new_bias: bool
+    ) -> None:
+        self.model, self.module, self.site, self.pending, self.new_bias = model, module, site, pending, new_bias
 
     def has(self, name: str) -> bool:
         """Whether the layer has such a tensor."""
         return getattr(self.module, name, None) is not None
 
+    def bias(self, offset: Tensor) -> tuple[str, nn.Parameter, Tensor, nn.Module | None]:
+        """As `get("bias")`, and the layer if it has none and gets one to hold `offset` `[unit]`."""
+        if self.has("bias"):
+            return *self.get("bias"), None
+        full, weight, _ = self.get("weight")
+        name = f"{full.rpartition('.')[0]}.bias".lstrip(".")
+        if not self.new_bias:
+            raise _refusal(self.site, "the layer has no bias to hold the constant", mend="bake(..., new_bias=True)")
+        reason = why_no_bias(self.model, self.module, name)
+        if reason is not None:
+            raise _refusal(self.site, reason)
+        known = self.pending.get(name)
+        if known is not None:
+            return name, known.parameter, known.value, self.module
+        new = nn.Parameter(weight.new_zeros(offset.shape), requires_grad=weight.requires_grad)
+        return name, new, torch.zeros_like(offset), self.module
+
     def get(self, name: str) -> tuple[str, nn.Parameter, Tensor]:
         """The full name, the parameter and its value so far."""
-        parameter = self.module._parameters.get(name)
-        if parameter is None:
-            raise _refusal(self.site, f"the {name} is computed from other parameters")
-        names = [full for full, p in self.model.named_parameters(remove_duplicate=False) if p is parameter]
-        if len(names) > 1:
-            raise _refusal(self.site, f"its weights are used in several places ({', '.join(names)})")
-        if not parameter.is_floating_point():
-            raise _refusal(self.site, f"its weights are stored as {parameter.dtype}")
-        known = self.pending.get(names[0])
+        reason = why_not_exact(self.module, name, model=self.model)
+        if reason is not None:
+            raise _refusal(self.site, reason)
+        parameter = self.module._parameters[name]
+        assert parameter is not None
+        full = next(full for full, other in self.model.named_parameters() if other is parameter)
+        known = self.pending.get(full)
         wide = torch.promote_types(parameter.dtype, torch.float64)
-        return names[0], parameter, parameter.detach().to(wide) if known is None else known.value
+        return full, parameter, parameter.detach().to(wide) if known is None else known.value
 
 
 def _read(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
     module, site = weights.module, weights.site
     name, parameter, weight = weights.get("weight")
     gain, bias = gain.to(weight), bias.to(weight)
-    matrix = _by_input(module, weight)  # [out, in, …] of each group
+    matrix = by_input(module, weight)  # [out, in, …] of each group
     groups = matrix.shape[0]
-    columns = gain.reshape(groups, 1, -1, *(1 for _ in matrix.shape[3:]))
-    changed = torch.where(columns == 0, torch.zeros_like(matrix), matrix * columns)
-    changes = [_Change(name, parameter, _from_input(module, changed, weight.shape))] if bool((gain != 1).any()) else []
+    if gain.dim() == 2:
+        if groups > 1:
+            raise _refusal(site, "a direction crosses the groups of a convolution")
+        changed = torch.einsum("goi...,ij->goj...", matrix, gain)
+    else:
+        columns = gain.reshape(groups, 1, -1, *(1 for _ in matrix.shape[3:]))
+        changed = torch.where(columns == 0, torch.zeros_like(matrix), matrix * columns)
+    changes = [_Change(name, parameter, from_input(module, changed, weight.shape))] if bool((gain != 1).any()) else []
     if bool((bias != 0).any()):
-        if isinstance(module, _TRANSPOSED) or (isinstance(module, _CONV) and not _unpadded(module)):
+        if isinstance(module, TRANSPOSED) or (isinstance(module, CONVOLUTIONS) and not _unpadded(module)):
             raise _refusal(site, "a constant does not reach into the padding of a convolution")
-        if not weights.has("bias"):
-            raise _refusal(site, "the layer has no bias to hold the constant")
-        shift = (matrix * bias.reshape(columns.shape)).flatten(2).sum(2).reshape(-1)
-        name, parameter, offset = weights.get("bias")
-        changes.append(_Change(name, parameter, offset + shift))
+        shift = (matrix * bias.reshape(groups, 1, -1, *(1 for _ in matrix.shape[3:]))).flatten(2).sum(2).reshape(-1)
+        name, parameter, offset, new_in = weights.bias(shift)
+        changes.append(_Change(name, parameter, offset + shift, new_in))
     return changes
 
 
@@ -218,67 +289,21 @@ def _put_out(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
     module, site = weights.module, weights.site
     name, parameter, weight = weights.get("weight")
     gain, bias = gain.to(weight), bias.to(weight)
-    rows = _by_output(module, weight)  # [out, …]
-    changed = rows * gain.reshape(-1, *(1 for _ in rows.shape[1:]))
+    if gain.dim() == 2 and layout(module) is None:
+        raise _refusal(site, f"a {type(module).__name__} scales each unit by itself")
+    rows = by_output(module, weight)  # [out, …]
+    if gain.dim() == 2:
+        changed = torch.einsum("ij,j...->i...", gain, rows)
+    else:
+        changed = rows * gain.reshape(-1, *(1 for _ in rows.shape[1:]))
     if isinstance(module, nn.Embedding):
-        changed = changed + bias[:, None]
-    elif not weights.has("bias") and bool((bias != 0).any()):
-        raise _refusal(site, "the layer has no bias to hold the constant")
-    changes = [_Change(name, parameter, _from_output(module, changed, weight.shape))]
-    if weights.has("bias"):
-        name, parameter, offset = weights.get("bias")
-        changes.append(_Change(name, parameter, offset * gain + bias))
+        return [_Change(name, parameter, from_output(module, changed + bias[:, None], weight.shape))]
+    changes = [_Change(name, parameter, from_output(module, changed, weight.shape))] if bool((gain != 1).any()) else []
+    if weights.has("bias") or bool((bias != 0).any()):
+        name, parameter, offset, new_in = weights.bias(bias)
+        turned = gain @ offset if gain.dim() == 2 else offset * gain
+        changes.append(_Change(name, parameter, turned + bias, new_in))
     return changes
-
-
-def _layout(module: nn.Module | None) -> str | None:
-    """How the weight of a linear layer lies: `out in`, `in out`, or None if the module is none."""
-    if isinstance(module, (nn.Linear, *_CONV)) and not isinstance(module, nn.LazyLinear):
-        return "out in"
-    if isinstance(module, (nn.Embedding, *_TRANSPOSED)) or (
-        type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-    ):
-        return "in out"
-    return None
-
-
-def _inputs(module: nn.Module) -> int:
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return int(weight.shape[0] if _layout(module) == "in out" else weight.shape[1] * getattr(module, "groups", 1))
-
-
-def _outputs(module: nn.Module) -> int:
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    if _layout(module) == "in out":
-        return int(weight.shape[1] * getattr(module, "groups", 1))
-    return int(weight.shape[0])
-
-
-def _by_input(module: nn.Module, weight: Tensor) -> Tensor:
-    """The weight as `[group, out, in, …]`."""
-    groups = int(getattr(module, "groups", 1))
-    split: Tensor = weight.reshape(groups, -1, *weight.shape[1:])
-    return split.transpose(1, 2) if _layout(module) == "in out" else split
-
-
-def _from_input(module: nn.Module, matrix: Tensor, shape: torch.Size) -> Tensor:
-    matrix = matrix.transpose(1, 2) if _layout(module) == "in out" else matrix
-    return matrix.reshape(shape)
-
-
-def _by_output(module: nn.Module, weight: Tensor) -> Tensor:
-    """The weight as `[out, …]`."""
-    if _layout(module) != "in out":
-        return weight
-    groups = int(getattr(module, "groups", 1))
-    return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-
-
-def _from_output(module: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
-    if _layout(module) != "in out":
-        return rows
-    groups = int(getattr(module, "groups", 1))
-    return rows.reshape(groups, -1, *rows.shape[1:]).transpose(1, 2).reshape(shape)
 
 
 def _unpadded(module: nn.Module) -> bool:
@@ -298,7 +323,7 @@ def _reader(model: nn.Module, module: nn.Module, site: Site) -> tuple[nn.Module,
     distance, reader = next(
         ((count, layer) for count, layer in enumerate(following, 1) if not isinstance(layer, nn.Identity)), (0, None)
     )
-    if reader is None or _layout(reader) is None or isinstance(reader, nn.Embedding):
+    if reader is None or layout(reader) is None or isinstance(reader, nn.Embedding):
         raise _refusal(site, f"what a {type(module).__name__} puts out does not go straight into a linear layer")
     return reader, distance
 
@@ -308,17 +333,23 @@ def _flat(site: Site, gain: Tensor, bias: Tensor, size: int) -> tuple[Tensor, Te
     index = torch.arange(size)
     place = Site(site.path, site.unit_axis, part=site.part)
     slots, _, _ = place.view(index)
-    if slots.shape[: gain.dim()] != gain.shape:
-        raise _refusal(site, f"its {tuple(gain.shape)} numbers are not the layer's {size}")
+    if slots.shape[: bias.dim()] != bias.shape:
+        raise _refusal(site, f"its {tuple(bias.shape)} numbers are not the layer's {size}")
     flat_gain, flat_bias = torch.ones(size, dtype=gain.dtype), torch.zeros(size, dtype=gain.dtype)
+    if gain.dim() > bias.dim():  # a matrix over the units
+        if slots.dim() > 1:
+            raise _refusal(site, "its units are vectors, which have no common directions")
+        flat_gain = torch.eye(size, dtype=gain.dtype)
+        flat_gain[slots[:, None], slots] = gain
+        flat_bias[slots] = bias
+        return flat_gain, flat_bias
     features = slots.shape[gain.dim() :]
     flat_gain[slots.reshape(-1)] = gain.reshape(*gain.shape, *(1 for _ in features)).expand(slots.shape).reshape(-1)
     flat_bias[slots.reshape(-1)] = bias.reshape(*gain.shape, *(1 for _ in features)).expand(slots.shape).reshape(-1)
     return flat_gain, flat_bias
 
 
-def _refusal(site: Site, reason: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"the edit at site {site} cannot be baked: {reason}",
-        mend="keep it as an edit: edit.save, and `with edit.on(model)`",
-    )
+def _refusal(
+    site: Site, reason: str, mend: str = "keep it as an edit: edit.save, and `with edit.on(model)`"
+) -> UnsupportedError:
+    return UnsupportedError(f"the edit at site {site} cannot be baked: {reason}", mend=mend)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from plexus.edit._step import Step
 from plexus.errors import DtypeError, SiteError, UnsupportedError
@@ -74,6 +75,28 @@ class Edit:
         """
         place = to if callable(to) else lambda _: to
         return Edit(tuple(step.moved(place(step.neurons)) for step in self.steps))
+
+    def redirected(self, generator: torch.Generator) -> Edit:
+        """The same edit along random directions, of the same lengths and angles to each other, within the same units.
+
+        Directions that are the same at several sites stay the same.
+
+        Raises:
+            UnsupportedError: a step does not act along directions; `moved` puts it on other units.
+
+        Examples:
+            >>> import torch
+            >>> from plexus import edit
+            >>> from plexus.units import Neurons, Site
+            >>> along = edit.scale(~Neurons.of({Site("0"): 4}), 0.0, basis=torch.tensor([3.0, 4.0, 0.0, 0.0]))
+            >>> other = along.redirected(torch.Generator().manual_seed(0))
+            >>> round(float(other.steps[0].basis[Site("0")].norm()), 4)
+            5.0
+        """
+        if not isinstance(generator, torch.Generator):
+            raise DtypeError("a draw needs a torch.Generator", given=type(generator).__name__)
+        known: dict[bytes, Tensor] = {}
+        return Edit(tuple(step.redirected(generator, known) for step in self.steps))
 
     @contextlib.contextmanager
     def on(self, model: nn.Module, *, anyway: bool = False) -> Iterator[Engine]:

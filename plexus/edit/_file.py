@@ -25,9 +25,14 @@ _NUMBERS: dict[str, tuple[set[str], ...]] = {
     "scale": ({"factor"},),
     "clamp": ({"value"}, {"low"}, {"high"}, {"low", "high"}),
     "replace": ({"value"},),
-    "add": ({"amount"},),
+    "add": ({"amount"}, {"share"}),
     "patch": (set(),),
+    "rotate": ({"angle"},),
+    "turn": ({"angle"}, {"angle", "threshold"}),
+    "choose per token": ({"amount", "weight", "bias"}, {"share", "weight", "bias"}),
+    "choose per sample": ({"amount", "weight", "bias"}, {"share", "weight", "bias"}),
 }
+_ALONG = {"rotate", "turn", "choose per token", "choose per sample"}  # these need directions
 
 
 def save(edit: Edit, path: str | os.PathLike[str]) -> Path:
@@ -136,4 +141,6 @@ def _fits(step: Step) -> bool:
         whole &= source.values.dim() in (2, 3) and source.values.shape[1] == sizes[site]
         whole &= all(column.dim() == 1 and len(column) == len(source.values) for column in columns)
         whole &= not any(column.is_floating_point() for column in columns) and not bool((source.sample < 0).any())
+    whole &= step.basis is not None or not (step.name in _ALONG or "share" in step.numbers)
+    whole &= step.name not in ("rotate", "turn") or all(count == 2 for count in directions.values())
     return whole and set(step.numbers) in _NUMBERS[step.name]

@@ -39,7 +39,7 @@ class Source:
         lead = values.shape[: len(visit.rows)]
         rows = layout(lead, visit, "all")
         mine = (self.call == visit.call).nonzero().squeeze(1)
-        size = int(max([self.position.max(), rows.position.max()], default=0)) + 2
+        size = int(torch.cat([self.position, rows.position, torch.zeros(1, dtype=torch.int64)]).max()) + 2
         have = self.sample[mine] * size + self.position[mine] + 1
         order = have.argsort()
         have, mine = have[order], mine[order]

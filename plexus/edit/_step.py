@@ -7,17 +7,24 @@
     patch     y = what another run had in the same place, or in the place named
 
 With a basis B `[direction, unit]` the same happens to the coordinates z = x B⁺ along its directions, and the rest of
-the values stays: y = x + (z' - z) B. Units outside the set are out of reach of the directions.
+the values stays: y = x + (z' - z) B. Units outside the set are out of reach of the directions. Only with a basis:
+
+    add       z' = z + share · ‖x‖                a share of the length of the values instead of an amount
+    rotate    z' = R(angle) z                     in the plane of two orthonormal directions; ‖y‖ = ‖x‖
+    turn      z' = ‖z‖ (cos angle, sin angle)     to an angle of that plane (where z₁ > threshold, if there is one)
+    choose    y = x + amount_k B_k                k = argmax of the probe W (x - mean x) / std x + c, at each token or,
+                                                  per sample, at the last token of its prompt
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 from plexus.edit._numbers import Numbers
 from plexus.edit._rows import Source
@@ -27,8 +34,8 @@ from plexus.units import Neurons, Port, Site, Visit
 
 __all__ = ["NAMES", "Action", "Name", "Step"]
 
-Name = Literal["scale", "clamp", "replace", "add", "patch"]
-NAMES: tuple[Name, ...] = ("scale", "clamp", "replace", "add", "patch")
+Name = Literal["scale", "clamp", "replace", "add", "patch", "rotate", "turn", "choose per token", "choose per sample"]
+NAMES: tuple[Name, ...] = get_args(Name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +45,7 @@ class Step:
     Attributes:
         name: the operation.
         neurons: the units.
-        numbers: its numbers by their names (`factor`, `value`, `low`, `high`, `amount`).
+        numbers: its numbers by their names (`factor`, `value`, `low`, `high`, `amount`, `share`, `angle` in degrees …).
         positions: at which tokens it happens.
         basis: per site the directions `[direction, unit]` along which it happens, or None.
         source: per site the rows that `patch` puts in, or None.
@@ -67,6 +74,29 @@ class Step:
             raise UnsupportedError("an edit along directions belongs to its units and does not move")
         return replace(self, neurons=neurons)
 
+    def redirected(self, generator: torch.Generator, known: dict[bytes, Tensor]) -> Step:
+        """The same step along random directions with the lengths and angles of these; equal ones stay equal.
+
+        Args:
+            generator: where they come from.
+            known: directions that were drawn already, by those that they stand for.
+        """
+        if self.basis is None:
+            raise UnsupportedError("this step does not act along directions", given=self.name)
+        drawn = {}
+        for site, rows in self.basis.items():
+            mask = self.neurons.mask(site)
+            own = rows.detach().double().cpu()[:, mask]
+            key = own.numpy().tobytes()
+            if key not in known:
+                inner = torch.linalg.qr(own.T).R
+                draw = torch.randn(own.shape[1], len(inner), generator=generator, device=generator.device)
+                frame, signs = torch.linalg.qr(draw.cpu().double())
+                known[key] = (frame * signs.diagonal().sign() @ inner).T  # the signs make the frame evenly drawn
+            drawn[site] = torch.zeros_like(rows)
+            drawn[site][:, mask] = known[key].to(rows)
+        return replace(self, basis=drawn)
+
 
 class Action:
     """A step at one site: what the hook engine runs."""
@@ -79,6 +109,7 @@ class Action:
         self._mask = step.neurons.mask(site)
         self._basis = None if step.basis is None else step.basis[site] * self._mask
         self._kept: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+        self._choice: Tensor | None = None  # per row of the batch, since its prompt was read
 
     def __call__(self, values: Tensor, visit: Visit) -> Tensor | None:
         lead = len(visit.rows)
@@ -88,9 +119,7 @@ class Action:
         if self._basis is not None:
             if values.dim() != lead + 1:
                 raise UnsupportedError(f"units of site {self.site.path!r} are vectors, which have no common directions")
-            back = numbers["basis"]
-            along = values @ numbers["inverse"]
-            new = values + (self._act(along, numbers) - along) @ back
+            new = self._act_along(values, numbers, visit)
             mask = torch.ones_like(mask)
         elif self.step.source is not None:
             new, here = self.step.source[self.site].put(values, visit)
@@ -119,6 +148,53 @@ class Action:
         if "value" in numbers:
             return Port.on(self._mask, gain=0.0, bias=numbers["value"])
         return Port.on(self._mask, low=numbers.get("low"), high=numbers.get("high"))
+
+    def _act_along(self, values: Tensor, numbers: Mapping[str, Tensor], visit: Visit) -> Tensor:
+        """The values after what happens along directions."""
+        back, name = numbers["basis"], self.step.name
+        if name in ("choose per token", "choose per sample"):
+            each = numbers.get("amount", numbers.get("share"))
+            assert each is not None
+            push = (each[:, None] * back)[self._chosen(values, numbers, visit)]
+            return values + (push * values.norm(dim=-1, keepdim=True) if "share" in numbers else push)
+        along = values @ numbers["inverse"]
+        if name == "add" and "share" in numbers:
+            change = numbers["share"] * values.norm(dim=-1, keepdim=True).expand_as(along)
+        elif name in ("rotate", "turn"):
+            turned = _turned(along, numbers["angle"], absolute=name == "turn")
+            change = turned - along
+            if "threshold" in numbers:
+                change = torch.where(along[..., :1] > numbers["threshold"], change, 0.0)
+        else:
+            change = self._act(along, numbers) - along
+        out: Tensor = values + change @ back
+        return out
+
+    def _chosen(self, values: Tensor, numbers: Mapping[str, Tensor], visit: Visit) -> Tensor:
+        """Which direction the probe chooses, `[*rows]`."""
+        logits = layer_norm(values, values.shape[-1:]) @ numbers["weight"].T + numbers["bias"]
+        choice = logits.argmax(-1)
+        if self.step.name == "choose per token" or "t" not in visit.rows:
+            return choice
+        if visit.rows not in (("b", "t"), ("t", "b")):
+            raise SiteError(
+                f"a choice per sample needs one row per token at site {self.site.path!r}", given=f"axes {visit.rows}"
+            )
+        batch, time = (visit.rows.index(name) for name in ("b", "t"))
+        prompt = layout(choice.shape, visit, "prompt").keep
+        read = torch.ones(choice.shape, dtype=torch.bool) if prompt is None else prompt.reshape(choice.shape)
+        if batch:
+            choice, read = choice.T, read.T
+        if bool(read.any()):
+            steps = torch.where(read, torch.arange(read.shape[1]), -1).amax(1).clamp(min=0).to(choice.device)
+            self._choice = choice.gather(1, steps[:, None]).squeeze(1)
+        elif self._choice is None or len(self._choice) != len(choice):
+            raise UnsupportedError(
+                f"a choice per sample at site {self.site.path!r} is made while the prompt is read, and it was not",
+                mend="run generate inside the `with` from its start, or choose per token",
+            )
+        assert self._choice is not None
+        return self._choice.unsqueeze(time).expand(values.shape[:-1])
 
     def _act(self, x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
         if self.step.name == "scale":
@@ -159,7 +235,7 @@ class Action:
             )
 
     def _here(self, values: Tensor, visit: Visit) -> Tensor:
-        if "t" not in visit.rows:
+        if "t" not in visit.rows and visit.routed is None:
             raise SiteError(
                 f"positions={self.step.positions!r} needs tokens, and site {self.site.path!r} has none",
                 given=f"axes {', '.join(visit.rows)}",
@@ -168,3 +244,14 @@ class Action:
         keep = layout(lead, visit, self.step.positions).keep
         here = torch.ones(lead, dtype=torch.bool) if keep is None else keep.reshape(lead)
         return here.to(values.device)
+
+
+def _turned(along: Tensor, degrees: Tensor, *, absolute: bool) -> Tensor:
+    """Coordinates `[*rows, 2]` of a plane turned by an angle, or to an angle."""
+    angle = degrees.double().deg2rad()
+    cos, sin = angle.cos().to(along.dtype), angle.sin().to(along.dtype)
+    if absolute:
+        length: Tensor = along.norm(dim=-1, keepdim=True)
+        return length * torch.stack([cos, sin], -1)
+    a, b = along[..., 0], along[..., 1]
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1)

@@ -22,7 +22,7 @@ from plexus.errors import DtypeError, RangeError, ShapeError, SiteError, Unknown
 from plexus.probe._collect import POSITIONS, Positions
 from plexus.units import Engine, Neurons, Recording, Site
 
-__all__ = ["add", "clamp", "patch", "replace", "scale"]
+__all__ = ["Verb", "add", "clamp", "make", "patch", "replace", "scale", "verb"]
 
 P = ParamSpec("P")
 Basis = Tensor | Mapping[Site, Tensor]
@@ -74,7 +74,7 @@ def scale(neurons: Neurons, factor: Given, *, positions: Positions = "all", basi
         ...     model(torch.ones(1, 2))
         tensor([[0.5000, 1.0000]])
     """
-    return _make("scale", neurons, {"factor": factor}, positions, basis)
+    return make("scale", neurons, {"factor": factor}, positions, basis)
 
 
 @verb
@@ -112,7 +112,7 @@ def clamp(
     limits = {name: given for name, given in (("low", low), ("high", high)) if given is not None}
     if (value is None) == (not limits):
         raise RangeError("clamp takes a value, or limits", given=f"value={value!r}, low={low!r}, high={high!r}")
-    return _make("clamp", neurons, limits if value is None else {"value": value}, positions, basis)
+    return make("clamp", neurons, limits if value is None else {"value": value}, positions, basis)
 
 
 @verb
@@ -134,7 +134,7 @@ def replace(neurons: Neurons, values: Given, *, positions: Positions = "all") ->
         ...     model(torch.zeros(1, 3))
         tensor([[5., 0., 6.]])
     """
-    return _make("replace", neurons, {"value": values}, positions, None)
+    return make("replace", neurons, {"value": values}, positions, None)
 
 
 @verb
@@ -157,7 +157,7 @@ def add(neurons: Neurons, amount: Given, *, positions: Positions = "all", basis:
         ...     model(torch.zeros(1, 2))
         tensor([[1.2000, 1.6000]])
     """
-    return _make("add", neurons, {"amount": amount}, positions, basis)
+    return make("add", neurons, {"amount": amount}, positions, basis)
 
 
 @verb
@@ -193,13 +193,20 @@ def patch(neurons: Neurons, recording: Recording, *, rows: Mapping[Place, Place]
     return Edit((Step("patch", neurons, source=sources(recording, chosen, rows)),))
 
 
-def _make(
-    name: Name, neurons: Neurons, numbers: Mapping[str, Given], positions: Positions, basis: Basis | None
+def make(
+    name: Name,
+    neurons: Neurons,
+    numbers: Mapping[str, Given],
+    positions: Positions,
+    basis: Basis | None,
+    *,
+    independent: bool = True,
 ) -> Edit:
+    """The edit of one operation, with its units, numbers, positions and directions checked."""
     _check_neurons(neurons)
     if positions not in POSITIONS:
         raise UnknownNameError.among("choice of positions", str(positions), POSITIONS)
-    directions = None if basis is None else _directions(neurons, basis)
+    directions = None if basis is None else _directions(neurons, basis, independent)
     sizes = None if directions is None else {site: len(rows) for site, rows in directions.items()}
     read = {
         key: read_numbers(key, value, neurons, finite=key not in ("low", "high"), directions=sizes)
@@ -219,7 +226,7 @@ def _check_neurons(neurons: object) -> None:
         )
 
 
-def _directions(neurons: Neurons, basis: Basis) -> dict[Site, Tensor]:
+def _directions(neurons: Neurons, basis: Basis, independent: bool) -> dict[Site, Tensor]:
     out = {}
     for site, count in neurons.counts.items():
         if not count:
@@ -237,7 +244,7 @@ def _directions(neurons: Neurons, basis: Basis) -> dict[Site, Tensor]:
         rows = rows if rows.is_floating_point() else rows.float()
         if not bool(rows.isfinite().all()):
             raise RangeError("a direction holds a NaN or an infinite number", given=str(site))
-        if int(torch.linalg.matrix_rank(rows.double() * neurons.mask(site))) < len(rows):
+        if independent and int(torch.linalg.matrix_rank(rows.double() * neurons.mask(site))) < len(rows):
             raise RangeError(
                 f"the directions at site {site} depend on each other, or one is zero on the chosen units",
                 mend="pass independent directions, e.g. an orthonormal basis",

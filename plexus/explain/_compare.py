@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from plexus.edit import Edit
-from plexus.errors import DtypeError, RangeError, ShapeError, UnknownNameError
-from plexus.explain.controls._matched import matched_random
+from plexus.errors import ShapeError, UnknownNameError
+from plexus.explain._measure import Measure, check_draws, check_edit, check_model, check_suite, measured
+from plexus.explain.controls._matched import AMONG, matched_random
+from plexus.explain.controls._multiple import adjusted
 from plexus.explain.controls._null import Null, null
 from plexus.probe._progress import tracked
-from plexus.probe._quiet import random_state_kept, state_kept
-
-Measure = Callable[[nn.Module], Any]
+from plexus.probe._quiet import random_state_kept
+from plexus.units import Scores
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,9 @@ class Effect:
         after: under the edit.
         controls: the measure's change under the same edit on random units, float64 `[control]`.
 
+    Raises:
+        ShapeError: without controls; an effect is not reported without them.
+
     Examples:
         >>> effect = Effect("accuracy", before=0.9, after=0.4, controls=torch.tensor([-0.1, 0.0, -0.2]))
         >>> effect.change, effect.percentile, effect.p
@@ -41,6 +43,12 @@ class Effect:
     before: float
     after: float
     controls: Tensor
+
+    def __post_init__(self) -> None:
+        if self.controls.dim() != 1 or len(self.controls) == 0:
+            raise ShapeError(
+                "an effect is reported beside its controls", given=tuple(self.controls.shape), expected="[control]"
+            )
 
     @property
     def change(self) -> float:
@@ -70,6 +78,7 @@ class Comparison(Mapping[str, Effect]):
         edit: what was done.
         n_random: number of controls.
         seed: of their draw.
+        matched: name of the score in which the random units are like the chosen ones, if any.
 
     Examples:
         >>> from plexus import edit as px_edit
@@ -82,8 +91,10 @@ class Comparison(Mapping[str, Effect]):
         (['sum'], 1.0, 1.0)
     """
 
-    def __init__(self, edit: Edit, effects: tuple[Effect, ...], n_random: int, seed: int) -> None:
-        self.edit, self.n_random, self.seed = edit, n_random, seed
+    def __init__(
+        self, edit: Edit, effects: tuple[Effect, ...], n_random: int, seed: int, matched: str | None = None
+    ) -> None:
+        self.edit, self.n_random, self.seed, self.matched = edit, n_random, seed, matched
         self._effects = {effect.name: effect for effect in effects}
 
     def __getitem__(self, name: str) -> Effect:
@@ -98,19 +109,41 @@ class Comparison(Mapping[str, Effect]):
     def __len__(self) -> int:
         return len(self._effects)
 
+    @property
+    def corrected(self) -> dict[str, float]:
+        """The p-values of the measures, Holm-corrected for their number."""
+        return adjusted({name: effect.p for name, effect in self._effects.items()})
+
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, for a file or a report."""
+        corrected = self.corrected
         effects = {
-            name: {"before": e.before, "after": e.after, "controls": e.controls.tolist(), **e.null._asdict()}
+            name: {
+                "before": e.before,
+                "after": e.after,
+                "controls": e.controls.tolist(),
+                **e.null._asdict(),
+                "p_corrected": corrected[name],
+            }
             for name, e in self._effects.items()
         }
-        return {"edit": repr(self.edit), "n_random": self.n_random, "seed": self.seed, "effects": effects}
+        return {
+            "edit": repr(self.edit),
+            "n_random": self.n_random,
+            "seed": self.seed,
+            "matched": self.matched,
+            "effects": effects,
+        }
 
     def __str__(self) -> str:
         head = ("measure", "before", "after", "change", "random units", "95 % of them", "percentile", "p")
         rows = [head, *(_row(effect) for effect in self._effects.values())]
-        wide = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = [f"{self.edit!r}; beside the same on {self.n_random} matched random sets of units"]
+        if len(self._effects) > 1:
+            corrected = ["p (Holm)", *(f"{p:.3g}" for p in self.corrected.values())]
+            rows = [(*row, p) for row, p in zip(rows, corrected, strict=True)]
+        wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        alike = "" if self.matched is None else f", alike in {self.matched}"
+        lines = [f"{self.edit!r}; beside the same on {self.n_random} matched random sets of units{alike}"]
         for row in rows:
             cells = [cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, wide, strict=True))]
             lines.append("  ".join(cells).rstrip())
@@ -127,12 +160,16 @@ def compare(
     seed: int = 0,
     *,
     exclude: bool = True,
+    match: Scores | None = None,
+    among: int = AMONG,
+    tolerance: float | None = None,
     progress: bool | None = None,
 ) -> Comparison:
     """Measure a model before and after an edit, and under the same edit on matched random units.
 
     Every measure sees the same random numbers each time, so that only the edit differs; the model and the random state
-    are as before when this returns. The p-values are per measure: correct them when a claim rests on several.
+    are as before when this returns. The p-values are per measure; `corrected` has them
+    for a claim that rests on several.
 
     Args:
         model: any module.
@@ -141,13 +178,15 @@ def compare(
         n_random: number of random sets, each with as many units at each site; 20 give p ≥ 0.048, 999 p ≥ 0.001.
         seed: of their draw.
         exclude: draw the random sets among the units that were not chosen.
+        match: a score in which each random unit is to be like the one it stands for, for instance mean rates; among,
+            tolerance: how alike, see `controls.matched_random`.
         progress: show a progress line (`None`: on a terminal, when it takes longer).
 
     Raises:
         DtypeError: an edit that is none, a measure that cannot be called or gives no number, a seed that is no integer.
         RangeError: fewer than one random set, too few other units at a site, a measure that is NaN or infinite.
         ShapeError: an empty suite.
-        UnsupportedError: an edit along directions, which cannot be moved to other units.
+        UnsupportedError: an edit some of whose steps act along directions and some do not, or with `match`.
 
     Examples:
         >>> from plexus import edit as px_edit
@@ -163,69 +202,30 @@ def compare(
         >>> found["output"].percentile, found["output"].p
         (0.0, 0.025)
     """
-    _check(model, edit, suite, n_random, seed)
+    check_model(model)
+    check_edit(edit, "compare(model, edit.scale(chosen, 0.0), suite)")
+    check_suite(suite)
+    check_draws(n_random, seed)
     generator = torch.Generator().manual_seed(int(seed))
     # drawn before anything runs, so that what cannot be controlled is refused before it is measured
-    moved = [matched_random(edit, generator, exclude=exclude) for _ in range(n_random)]
+    moved = [
+        matched_random(edit, generator, exclude=exclude, match=match, among=among, tolerance=tolerance)
+        for _ in range(n_random)
+    ]
     with random_state_kept():
         start = torch.get_rng_state()
-        before = _measure(model, suite, start)
+        before = measured(model, suite, start)
         with edit.on(model):
-            after = _measure(model, suite, start)
+            after = measured(model, suite, start)
         controls: list[dict[str, float]] = []
         for control in tracked(moved, "random units", n_random, progress):
             with control.on(model):
-                controls.append(_measure(model, suite, start))
+                controls.append(measured(model, suite, start))
     effects = [
         Effect(name, before[name], after[name], torch.tensor([c[name] - before[name] for c in controls]).double())
         for name in suite
     ]
-    return Comparison(edit, tuple(effects), n_random, int(seed))
-
-
-def _measure(model: nn.Module, suite: Mapping[str, Measure], start: Tensor) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, measure in suite.items():
-        with random_state_kept(), state_kept(model):
-            torch.set_rng_state(start)
-            found[name] = _number(name, measure(model))
-    return found
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        given = f"{type(value).__name__} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise DtypeError(f"the measure {name!r} gave no number", given=given, expected="a float")
-    if not math.isfinite(value):
-        raise RangeError(f"the measure {name!r} is not finite", given=value)
-    return float(value)
-
-
-def _check(model: object, edit: object, suite: object, n_random: object, seed: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise DtypeError("what is compared is a torch module", given=type(model).__name__)
-    if not isinstance(edit, Edit):
-        raise DtypeError(
-            "this is no edit as a value",
-            given=type(edit).__name__,
-            mend="leave the model out: compare(model, edit.scale(chosen, 0.0), suite)",
-        )
-    if not isinstance(suite, Mapping):
-        raise DtypeError("a suite maps names to measures", given=type(suite).__name__)
-    if not suite:
-        raise ShapeError("the suite is empty", expected="at least one measure")
-    for name, measure in suite.items():
-        if not callable(measure):
-            raise DtypeError(f"the measure {name!r} cannot be called", given=type(measure).__name__)
-    for what, number in (("n_random", n_random), ("seed", seed)):
-        if isinstance(number, bool) or not isinstance(number, numbers.Integral):
-            raise DtypeError(f"{what} is an integer", given=repr(number))
-    if isinstance(n_random, numbers.Integral) and n_random < 1:
-        raise RangeError(
-            "an effect is reported beside its control", given=f"n_random={n_random}", expected="at least 1"
-        )
+    return Comparison(edit, tuple(effects), n_random, int(seed), None if match is None else match.name)
 
 
 def _row(effect: Effect) -> tuple[str, ...]:

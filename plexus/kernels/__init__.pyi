@@ -21,3 +21,5 @@ from ._meta import MetaState as MetaState
 from ._meta import logistic_noise as logistic_noise
 from ._meta import meta as meta
 from ._event_scatter import scatter_events as scatter_events
+from ._csr import CompressedRows as CompressedRows
+from ._csr import csr_linear as csr_linear

@@ -36,7 +36,7 @@ def sparse_linear(x: Tensor, weight: SparseWeight, units: int) -> Tensor:
         )
     if x.dtype != weight.values.dtype:
         raise DtypeError("input and weight need one dtype", given=(x.dtype, weight.values.dtype))
-    if not _fusable(x, weight.values):
+    if not fusable(x, weight.values):
         return sparse_reference(x, weight, units)
     result: Tensor = _sparse(x, *weight, units)
     return result
@@ -52,11 +52,13 @@ def sparse_reference(x: Tensor, weight: SparseWeight, units: int) -> Tensor:
     return x @ matrix.view(inputs, units)
 
 
-def _fusable(*tensors: Tensor) -> bool:
+def fusable(*tensors: Tensor) -> bool:
     if any(t.device.type != "cpu" or t.dtype not in (torch.float32, torch.float64) for t in tensors):
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
+    if torch.autograd.forward_ad._current_level < 0:  # asking each tensor takes longer than a small product
+        return True
     return all(torch.autograd.forward_ad.unpack_dual(t).tangent is None for t in tensors)
 
 

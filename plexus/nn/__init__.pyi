@@ -90,3 +90,8 @@ from .neurons import freeze_intrinsic as freeze_intrinsic
 from .neurons import intrinsic_parameters as intrinsic_parameters
 from .neurons import synaptic_parameters as synaptic_parameters
 from . import interop as interop
+from ._constraints import Masked as Masked
+from ._masks import MaskedLinear as MaskedLinear
+from ._masks import fan_in_ as fan_in_
+from ._masks import mask_parameter_ as mask_parameter_
+from ._masks import unmask_parameter_ as unmask_parameter_

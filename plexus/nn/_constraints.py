@@ -23,6 +23,7 @@ from plexus.errors import PlexusError, RangeError, ShapeError, UnknownNameError,
 __all__ = [
     "Constraint",
     "DaleSigns",
+    "Masked",
     "NonNegative",
     "constrain",
     "constrained_parameters",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 _DECLARED = "_plexus_constraints"
+MASKED = "_plexus_masked"  # names of the parameters that have a mask beside them, see `_masks`
 _SMALLEST = 1e-6  # what an exact zero becomes under softplus, which has none
 
 
@@ -146,6 +148,40 @@ class DaleSigns(Constraint):
         return NonNegative().right_inverse(self._signs(weight) * weight)
 
 
+class Masked(Constraint):
+    """Weights that exist, m ⊙ w, within another constraint if there is one.
+
+    Args:
+        mask: which weights exist, bool, of the weight's shape; kept as it is, so that changes of it count.
+        inner: what those that exist must keep besides.
+
+    Examples:
+        >>> Masked(torch.tensor([True, False, True]), NonNegative()).project(torch.tensor([-1.0, 2.0, 3.0]))
+        tensor([0., 0., 3.])
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, inner: Constraint | None = None) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("mask", mask)
+
+    def project(self, weight: Tensor) -> Tensor:
+        """Zero where there is no synapse, the nearest allowed weight elsewhere."""
+        allowed = weight if self.inner is None else self.inner.project(weight)
+        return allowed * self.mask.to(weight)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """m ⊙ f(ρ)."""
+        free: Tensor = raw if self.inner is None else self.inner(raw)
+        return free * self.mask.to(raw)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """A number that `forward` maps to the weight, where there is a synapse."""
+        return weight if self.inner is None else self.inner.right_inverse(weight)
+
+
 def constrain(module: nn.Module, name: str, constraint: Constraint) -> nn.Module:
     """Declare a constraint on one parameter of any module, so that `project_` and `parametrize_` know of it.
 
@@ -197,6 +233,8 @@ def _declared(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Constrain
         own = getattr(module, "constraints", None)
         found: dict[str, Constraint] = dict(own()) if callable(own) else {}
         found |= module.__dict__.get(_DECLARED, {})
+        for name in module.__dict__.get(MASKED, ()):
+            found[name] = Masked(module.get_buffer(f"{name}_mask"), found.get(name))
         for name, constraint in found.items():
             yield prefix, module, name, constraint
 

@@ -152,6 +152,8 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def _same_device(model: nn.Module, batch: Any) -> None:
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return  # accelerate moves the batch to where each part runs
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1:
         return

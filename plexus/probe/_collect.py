@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from plexus.errors import RangeError, ShapeError
+from plexus.errors import RangeError, ShapeError, SiteError
 from plexus.units import Site, Table, Visit
+from plexus.units._routing import Routed
 from plexus.units._rows import Pool
 
 Positions = Literal["all", "prompt", "generated", "last"]
@@ -36,7 +37,17 @@ class Layout:
 
 
 def layout(lead: Sequence[int], visit: Visit, positions: Positions) -> Layout:
-    """The rows of values with leading sizes `lead`, as the visit names them."""
+    """The rows of values with leading sizes `lead`, as the visit names them; worked out once per pass."""
+    if visit.routed is not None:
+        return _routed(visit, visit.routed, positions)
+    key = ("layout", tuple(lead), visit.rows, positions)
+    if key not in visit.run.memo:
+        visit.run.memo[key] = _layout(lead, visit, positions)
+    found: Layout = visit.run.memo[key]
+    return found
+
+
+def _layout(lead: Sequence[int], visit: Visit, positions: Positions) -> Layout:
     names, run = visit.rows, visit.run
     index = dict(
         zip(names, torch.meshgrid(*[torch.arange(n) for n in lead], indexing="ij"), strict=True) if names else ()
@@ -74,6 +85,40 @@ def layout(lead: Sequence[int], visit: Visit, positions: Positions) -> Layout:
     return Layout(of_sample[row], position, keep, int(of_sample.max()) + 1)
 
 
+def _table(rows: Layout, visit: Visit, step: int) -> Table:
+    """The table of the rows that are kept; sites with equal rows share it, so that their grouping is found once."""
+    if visit.routed is not None:  # each expert has rows of its own
+        return _tabled(rows, visit, step)
+    key = ("table", id(rows), visit.call, step)
+    if key not in visit.run.memo:
+        visit.run.memo[key] = _tabled(rows, visit, step)
+    found: Table = visit.run.memo[key]
+    return found
+
+
+def _tabled(rows: Layout, visit: Visit, step: int) -> Table:
+    sample, position = rows.sample, rows.position
+    if rows.keep is not None:
+        sample, position = sample[rows.keep], position[rows.keep]
+    return Table(sample, position, torch.full_like(sample, visit.call), torch.full_like(sample, step))
+
+
+def _routed(visit: Visit, routed: Routed, positions: Positions) -> Layout:
+    """The rows that an expert was sent: those of all tokens, picked."""
+    if visit.rows != ("r",):
+        raise SiteError(f"routed rows stand alone, as in 'r u', at site {visit.site.path!r}", given=visit.site.axes)
+    names: tuple[str, ...] = ("b",)
+    lead: tuple[int, ...] = (routed.batch,)
+    known = visit.run.positions if visit.run.positions is not None else visit.run.mask
+    if routed.time is not None:
+        names, lead = ("b", "t"), (routed.batch, routed.time)
+    elif known is not None and known.numel() == routed.batch:  # the block was called with the tokens in one row
+        names, lead = ("b", "t"), (int(known.shape[0]), int(known.shape[1]))
+    every = layout(lead, replace(visit, rows=names, routed=None), positions)
+    keep = None if every.keep is None else every.keep[routed.token]
+    return Layout(every.sample[routed.token], every.position[routed.token], keep, every.samples)
+
+
 class Collector:
     """Takes visits of one batch and gives the rows of each site.
 
@@ -107,12 +152,8 @@ class Collector:
             raise ShapeError(f"site {site} has no units", given=tuple(values.shape))
         flat = values.detach().reshape(len(rows.sample), *values.shape[lead:])
         flat = (flat.clone() if rows.keep is None else flat[rows.keep.to(flat.device)]).cpu()
-        sample, position = rows.sample, rows.position
-        if rows.keep is not None:
-            sample, position = sample[rows.keep], position[rows.keep]
         passes = self._passes[site]
-        step = passes.setdefault(visit.run.index, len(passes))
-        table = Table(sample, position, torch.full_like(sample, visit.call), torch.full_like(sample, step))
+        table = _table(rows, visit, passes.setdefault(visit.run.index, len(passes)))
         if self.finite and flat.is_floating_point() and not bool(flat.isfinite().all()):
             self._complain(site, flat, table)
         if self.pool:

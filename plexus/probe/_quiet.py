@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+# kinds of nearly all attributes of modules: told apart without asking Tensor, whose isinstance is slow
+_PLAIN = frozenset({type(None), bool, int, float, str, dict, set, OrderedDict, torch.device, torch.dtype, torch.Size})
 
 
 @contextlib.contextmanager
@@ -79,6 +83,8 @@ class _ModuleState:
 
 def _holds(value: Any) -> bool:
     """Whether a value is a tensor, or a tuple or list of tensors, as hidden states are."""
+    if type(value) in _PLAIN:
+        return False
     parts = value if isinstance(value, tuple | list) else [value]
     return len(parts) > 0 and all(isinstance(part, Tensor) and not isinstance(part, nn.Parameter) for part in parts)
 

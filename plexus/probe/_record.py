@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from plexus.probe._batches import Forward, each_batch, labels_in, refuse_nan, ru
 from plexus.probe._collect import POSITIONS, Collector, Positions
 from plexus.probe._progress import length, tracked
 from plexus.probe._quiet import quiet, state_kept
+from plexus.probe._sizes import ROW, announce, count_of
 from plexus.probe._taps import Look, Slope
 from plexus.units import Recording, Site, Table, attach, fingerprint
 from plexus.units._recording import Labels, check_labels
@@ -82,7 +84,8 @@ def record(
         spill: a new folder for the rows; they then go there from the start, and stay. Without it rows over the budget
             go to a temporary folder that lives as long as the recording.
         nonfinite: "refuse" raises on NaN and infinity, "keep" records them.
-        progress: show a progress line (`None`: on a terminal, when it takes longer).
+        progress: show a progress line (`None`: on a terminal, when it takes longer). What will not fit into the budget
+            is said on stderr when the first batch has shown its size, unless this is False; `estimate` says it before.
 
     Returns:
         A `Recording`; `record.labels` are the labels given, or those that came with the batches.
@@ -125,6 +128,8 @@ def record(
         for number, batch in enumerate(tracked(each_batch(batches), "recording", length(batches), progress)):
             values, table, count = session.run(batch, number, samples)
             store.add(values, table)
+            if number == 0 and progress is not False:
+                store.foresee(count_of(batches))
             seen.append(labels_in(model, batch, count) if labels is None else None)
             samples += count
             if limit is not None and samples > limit:
@@ -312,12 +317,17 @@ class _Store:
                 )
             self.values[site].append(value)
             self.table[site].append(table[site])
-            self.held += value.numel() * value.element_size() + 32 * len(value)
+            self.held += value.numel() * value.element_size() + ROW * len(value)
         if self.writer is None and self.budget is not None and self.held > self.budget:
             self.temporary = tempfile.mkdtemp(prefix="plexus-recording-")
             self.writer = ShardWriter(self.temporary, list(self.options.sites), self.model, self.options.pool)
         if self.writer is not None and self.held > min(SHARD, self.budget or SHARD):
             self.flush()
+
+    def foresee(self, batches: int | None) -> None:
+        """Say what is coming, once the first batch is here, if it will not fit into the budget."""
+        if self.budget is not None and batches is not None and self.writer is None:
+            announce("this recording, more than its budget,", self.held * batches, "on disk", self.budget)
 
     def flush(self) -> None:
         if self.writer is None or not self.held:
@@ -332,6 +342,9 @@ class _Store:
         self.held = 0
 
     def close(self, samples: int, labels: Labels | None) -> Recording:
+        unsent = [str(site) for site, parts in self.values.items() if not parts]
+        if unsent:
+            warnings.warn(f"no token was sent to the experts at {', '.join(unsent[:6])}", stacklevel=3)
         if self.writer is not None:
             self.flush()
             self.writer.close(samples, labels)

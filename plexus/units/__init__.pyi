@@ -16,3 +16,4 @@ from ._site import Site as Site
 from ._sites import Finder as Finder
 from ._sites import SiteList as SiteList
 from ._sites import sites as sites
+from ._exact import exact_weights as exact_weights

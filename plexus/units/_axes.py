@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from plexus.errors import SiteError
+from plexus.units._exact import fused_experts
+from plexus.units._routing import ROUTED, expert_around
 
 __all__ = ["default_axes", "known_axes"]
 
@@ -65,6 +67,8 @@ def default_axes(named: Mapping[str, nn.Module], path: str, at: str = "output") 
     """
     module, chain = named[path], _ancestors(named, path)
     own = known_axes(module)
+    if own in (None, _LAST) and (expert_around(named, path) is not None or fused_experts(module)):
+        return ROUTED
     if own is not None:
         return _time_first(own, chain)
     if at == "output" and _flattens(module):

@@ -24,6 +24,7 @@ from plexus.units._pass import Generation, Pass, Visit, open_pass, opens_stream,
 from plexus.units._patches import Patch, compiled_runs_eagerly, fast_path_off, generation_of
 from plexus.units._port import Port
 from plexus.units._rnn import check_rnn, ported_forward
+from plexus.units._routing import Routes
 from plexus.units._site import Site
 
 __all__ = ["Engine", "Entry", "LoopOperation", "Operation", "entries_of", "running"]
@@ -57,8 +58,17 @@ class LoopOperation(Protocol):
 class Entry:
     """One operation on one module; `order` is its place among everything that was ever attached."""
 
-    def __init__(self, order: int, engine: Engine, operation: Operation, module: nn.Module, port: Port | None) -> None:
+    def __init__(
+        self,
+        order: int,
+        engine: Engine,
+        operation: Operation,
+        module: nn.Module,
+        port: Port | None,
+        expert: nn.Module | None = None,
+    ) -> None:
         self.order, self.engine, self.operation, self.module, self.port = order, engine, operation, module, port
+        self.expert = expert  # whose rows the site sees, in a mixture of experts
         self.reached = False
         self.calls = 0  # the most calls of the module that one pass has had
 
@@ -88,6 +98,7 @@ class Engine:
         self.entries: list[Entry] = []
         self.generation: Generation | None = None
         self.memory = Memory()
+        self.routes = Routes()
         self._thread = threading.get_ident()
         self._members = list(model.modules())
         self._streams: list[Pass] = []
@@ -145,6 +156,8 @@ class Engine:
     def closes(self) -> None:
         """End what the last call that opened something began."""
         self._streams.pop()
+        if not self._streams:
+            self.routes.clear()
 
     def visit(self, module: nn.Module, edits: set[object]) -> tuple[int, Pass]:
         """The count of this call in its pass, and the pass as the module's stream sees it."""
@@ -176,8 +189,12 @@ def _call(original: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: A
     opened: list[Engine] = []
     try:
         opened.extend(engine for engine in tuple(engines) if engine.opens(self, args, kwargs))
+        for engine in engines:
+            if engine.routes:
+                engine.routes.before(self, args, kwargs)
         entries = entries_of.get(self)
         if entries is None:
+            _keep_tokens(engines, self, args, kwargs)
             return original(self, *args, **kwargs)
         # edits in the order entered, then recorders
         entries = sorted(entries, key=lambda entry: (not entry.edits, entry.order))
@@ -204,6 +221,7 @@ def _around(
             tensor, put = find_input(module, args, kwargs, entry.operation.site.leaf, entry.operation.site.path)
             new = _operate(entry, tensor, *visits[entry.engine])
             args, kwargs = (args, kwargs) if new is None else put(new)
+    _keep_tokens(_engines_of[module], module, args, kwargs)
     with _ported(module, [entry.port for entry in active if entry.port is not None]):
         out = original(module, *args, **kwargs)
     for entry in active:
@@ -212,6 +230,13 @@ def _around(
             new = _operate(entry, tensor, *visits[entry.engine])
             out = out if new is None else put(new)
     return out
+
+
+def _keep_tokens(engines: Sequence[Engine], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Keep what a block of experts is called with, for the rows that its experts will be sent."""
+    for engine in engines:
+        if engine.routes:
+            engine.routes.tokens(module, args, kwargs)
 
 
 @contextlib.contextmanager
@@ -261,7 +286,10 @@ def _operate_on(entry: Entry, tensor: Tensor, call: int, run: Pass) -> Tensor | 
     operation, site = entry.operation, entry.operation.site
     fold = vars(entry.module).get("_plexus_fold")  # (time, batch), while a layer runs with time folded into the batch
     values, rows, back = (site if fold is None else site.unfolded(fold[0])).view(tensor)
-    visit = Visit(site, rows, call, run, in_backward())
+    routed = None
+    if entry.expert is not None:
+        routed = entry.engine.routes.of(entry.expert, values.shape[rows.index("r")], site.path)
+    visit = Visit(site, rows, call, run, in_backward(), routed)
     if operation.records:
         operation(values, visit)
         return None

@@ -21,9 +21,10 @@ from torch import nn
 
 from plexus.errors import SiteError, SiteNotReached, UnsupportedError
 from plexus.units._dispatch import Engine, Entry, LoopOperation, Operation, entries_of, running
-from plexus.units._paths import find_module, has_loop, read_only, refuse_out_of_reach
+from plexus.units._paths import find_module, has_loop, read_only, refuse_out_of_reach, walk
 from plexus.units._port import Port
 from plexus.units._rnn import check_rnn
+from plexus.units._routing import is_routed, refuse_fused
 
 __all__ = ["Engine", "LoopOperation", "Operation", "attach"]
 
@@ -63,19 +64,26 @@ def attach(model: nn.Module, operations: Sequence[Operation], *, all_reached: bo
     with _lock:
         engine = next((engine for engine in running if engine.model is model), None) or Engine(model)
         engine.check_thread()
+        refuse_fused(dict(walk(model)), {operation.site.path for operation in operations})
         entries = [_entry(engine, operation) for operation in operations]
         _check_loops(entries)
+        for entry in entries:
+            if is_routed(entry.operation.site):
+                entry.expert = engine.routes.watch(model, entry.operation.site)
         if not engine.entries:
             engine.install()
         engine.entries.extend(entries)
         for entry in entries:
             entries_of.setdefault(entry.module, []).append(entry)
-    begun = engine.passes
+    begun, unsent = engine.passes, set[Entry]()
     try:
         yield engine
     finally:
         with _lock:
+            unsent.update(e for e in entries if e.expert is not None and engine.routes.reached(e.expert))
             for entry in entries:
+                if entry.expert is not None:
+                    engine.routes.unwatch(entry.expert)
                 engine.entries.remove(entry)
                 entries_of[entry.module].remove(entry)
                 if not entries_of[entry.module]:
@@ -84,7 +92,8 @@ def attach(model: nn.Module, operations: Sequence[Operation], *, all_reached: bo
                 engine.uninstall()
     engine.memory.check_finished({entry for entry in entries if entry.edits})
     if all_reached and engine.passes > begun:
-        _check_reached(entries)
+        # an expert that no token was sent to is no fault
+        _check_reached([entry for entry in entries if entry not in unsent])
 
 
 def _entry(engine: Engine, operation: Operation) -> Entry:

@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["heads_into", "is_block_stack", "is_down_projection", "linear_size", "output_size", "stream_width"]
+__all__ = [
+    "heads_into",
+    "is_block_stack",
+    "is_down_projection",
+    "linear_size",
+    "output_size",
+    "projections_to",
+    "stream_width",
+]
 
 # up-projection, down-projection: siblings, the second reads the first's units (half of them when gate and up are fused)
 _MLP_PAIRS = (
@@ -93,6 +101,21 @@ def is_down_projection(named: Named, name: str) -> bool:
         return before is not None and before[1] == size[0]
     container = named.get(parent)
     return isinstance(container, nn.Sequential) and _reads_hidden(container, last)
+
+
+def projections_to(named: Named, name: str) -> list[str]:
+    """The layers that make the hidden units which a down-projection reads, in the order of the model."""
+    size = linear_size(named[name])
+    hidden = 0 if size is None else size[0]
+    parent = name.rpartition(".")[0]
+    paired = {_sibling(name, down, up) for up, down in _MLP_PAIRS}
+    found = []
+    for other, module in named.items():
+        made = linear_size(module)
+        beside = other.rpartition(".")[0] == parent  # the gate is no member of the pairs
+        if made is not None and other != name and made[1] in (hidden, 2 * hidden) and (other in paired or beside):
+            found.append(other)
+    return found
 
 
 def heads_into(named: Named, name: str) -> int | None:

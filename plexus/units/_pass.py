@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from plexus.units._routing import Routed
 from plexus.units._site import Site
 
 __all__ = ["Generation", "Pass", "Visit", "open_pass", "opens_stream", "stream_of"]
@@ -34,6 +35,7 @@ class Pass:
         mask: which tokens are real, bool `[b, t]`, or None when none is padding as far as the model is told.
         samples: which sample each row belongs to, `[b]`, when beams or several returns share a sample; else None.
         generated: which tokens were generated, bool `[t]`, or None when the model has no tokens.
+        memo: what operations worked out about these rows and need not work out again at the next site.
     """
 
     index: int
@@ -44,6 +46,7 @@ class Pass:
     mask: Tensor | None = None
     samples: Tensor | None = None
     generated: Tensor | None = None
+    memo: dict[Any, Any] = field(init=False, repr=False, default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,7 @@ class Visit:
         call: the n-th call of this module in this pass, from 0.
         run: the pass, as seen from the stream of this site.
         recomputing: inside backward, where a checkpointed part of the model runs a second time.
+        routed: which tokens the rows of an axis `r` are, in a mixture of experts; else None.
     """
 
     site: Site
@@ -63,6 +67,7 @@ class Visit:
     call: int
     run: Pass
     recomputing: bool = False
+    routed: Routed | None = None
 
 
 class Generation(NamedTuple):
@@ -105,8 +110,7 @@ def stream_of(
     batch, length = source.shape[:2]
     past = _cache_length(given.get("past_key_values"))
     columns = torch.arange(past, past + length, device=source.device)
-    mask: Any = given.get(f"{prefix}attention_mask")
-    mask = mask[:, -length:].bool() if _is_mask(mask, batch, length) else None
+    mask = _mask(given.get(f"{prefix}attention_mask"), batch, length, past)
     reads = generation is not None and generation.two_streams and not prefix
     encodes = "past_key_values" not in names or (reads and given.get("encoder_hidden_states") is None)
     generated = columns < 0 if encodes and not prefix else columns >= _prompt_length(generation, past, length)
@@ -158,8 +162,22 @@ def _cache_length(cache: Any) -> int:
     return 0
 
 
-def _is_mask(mask: Any, batch: int, length: int) -> bool:
-    return isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[0] == batch and mask.shape[1] >= length
+def _mask(mask: Any, batch: int, length: int, past: int) -> Tensor | None:
+    """Which of the tokens are real, `[b, t]`, from a mask over tokens, or from one over queries and keys.
+
+    A cache of fixed size is given the latter, `[b, 1, query, key]`, or one for each kind of attention layer; there a
+    token that may not even look at itself is padding.
+    """
+    if isinstance(mask, Mapping):
+        mask = next((value for value in mask.values() if isinstance(value, Tensor)), None)
+    if not isinstance(mask, Tensor) or mask.shape[0] != batch:
+        return None
+    if mask.dim() == 2 and mask.shape[1] >= length:
+        return mask[:, -length:].bool()
+    if mask.dim() == 4 and mask.shape[2] == length and mask.shape[3] >= past + length:
+        itself = mask[:, 0, :, past : past + length].diagonal(dim1=1, dim2=2)
+        return itself if itself.dtype == torch.bool else itself == 0
+    return None
 
 
 def opens_stream(module: nn.Module) -> bool:

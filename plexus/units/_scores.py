@@ -144,14 +144,15 @@ class Scores:
     def top(
         self,
         k: int | float,
-        by: Literal["value", "abs", "low"] = "value",
+        by: Literal["value", "abs", "low", "both"] = "value",
         per: Literal["site", "model"] = "model",
     ) -> Neurons:
         """The units with the highest scores.
 
         Args:
             k: an int is how many, a float in (0, 1] which share, rounded up.
-            by: the largest values, the largest absolute values, or the lowest values.
+            by: the largest values, the largest absolute values, the lowest values, or half of the largest and half of
+                the lowest values (one more of the largest where `k` is odd).
             per: `k` over all sites together, or of each site.
 
         Raises:
@@ -161,8 +162,8 @@ class Scores:
         """
         self._one_number_per_unit("top")
         share = _share(k)
-        if by not in ("value", "abs", "low"):
-            raise UnknownNameError.among("order", str(by), ("value", "abs", "low"))
+        if by not in ("value", "abs", "low", "both"):
+            raise UnknownNameError.among("order", str(by), ("value", "abs", "low", "both"))
         if per not in ("site", "model"):
             raise UnknownNameError.among("choice of `per`", str(per), ("site", "model"))
         groups = [[site] for site in self.sites] if per == "site" else [list(self.sites)]
@@ -173,7 +174,12 @@ class Scores:
             count = math.ceil(share * len(scores)) if isinstance(share, Fraction) else share
             if count > len(scores):
                 raise RangeError(f"{where} has too few units", given=f"k={k}", expected=f"at most {len(scores)}")
-            chosen = _highest(scores, count, by, where)
+            chosen = _highest(
+                scores, count if by != "both" else count - count // 2, "value" if by == "both" else by, where
+            )
+            if by == "both" and count > 1:
+                rest = (~chosen).nonzero().squeeze(1)
+                chosen[rest[_highest(scores[rest], count // 2, "low", where)]] = True
             masks.update(zip(group, chosen.split([len(self._values[site]) for site in group]), strict=True))
         return Neurons(masks, self._model)
 

@@ -8,6 +8,7 @@ The axes of a site read from left to right:
     b t (u:4 f)      the last dimension holds 4 units of f features each (attention heads)
     b t (u:4 part:3 f)   4 units of 3 parts of f features; the site's `part` picks among the parts
     (t:10 b) u       time folded into the batch
+    r u              rows that a mixture of experts sent to one expert; which tokens they are is found out
 
 `u` is the unit axis and stands exactly once; `f` is the feature axis of a unit and stands only beside it.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, SupportsIndex, overload
 
@@ -18,16 +19,19 @@ from torch import Tensor, nn
 from plexus.errors import DtypeError, ShapeError, SiteError, UnknownNameError
 from plexus.units._axes import default_axes, known_axes
 from plexus.units._engine import attach
+from plexus.units._exact import fused_experts
 from plexus.units._families import (
     heads_into,
     is_block_stack,
     is_down_projection,
     linear_size,
     output_size,
+    projections_to,
     stream_width,
 )
 from plexus.units._pass import Visit
 from plexus.units._paths import unwrap, walk
+from plexus.units._routing import refuse_fused
 from plexus.units._site import Site
 
 __all__ = ["Finder", "SiteList", "sites"]
@@ -133,8 +137,12 @@ class Finder:
         Knows multilayer perceptrons in a `Sequential` or with numbered layers (`fc1`, `fc2`, …), torch's transformer
         layers and the usual families of transformers.
 
+        Each expert of a mixture is an MLP of its own where experts are modules; where all are one fused tensor they
+        are left out with a warning.
+
         Raises:
             SiteError: no MLP was recognised.
+            UnsupportedError: every MLP is a mixture of fused experts.
 
         Examples:
             >>> sites.mlp(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
@@ -143,6 +151,15 @@ class Finder:
         """
         named = dict(walk(model))
         down = [name for name in named if is_down_projection(named, name)]
+        fused = [name for name, module in named.items() if fused_experts(module)]
+        if fused and not down:
+            refuse_fused(named, [f"{fused[0]}.*"])
+        if fused:
+            warnings.warn(
+                f"the hidden units of routed experts are not among these sites: {fused[0]} and others hold the weights "
+                "of all experts in one tensor",
+                stacklevel=2,
+            )
         if not down:
             raise SiteError(
                 "no MLP was recognised in this model",
@@ -154,6 +171,29 @@ class Finder:
             site = _site(named, name, at="input")
             size = linear_size(named[name])
             found[site] = Found(size and size[0], "hidden unit of an MLP")
+        return SiteList(found)
+
+    def projections(self, model: nn.Module) -> SiteList:
+        """The outputs of all projections of every MLP: gate, up and down, before any activation.
+
+        Those of gate and up are what the hidden units of `mlp` are made of; those of down are directions of the
+        residual stream. Gate and up of a fused projection are one site, the gate first.
+
+        Raises:
+            SiteError: no MLP was recognised.
+
+        Examples:
+            >>> sites.projections(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+            site                  units  a unit is
+            0 (output) [b ... u]      8  output of a projection into an MLP
+            2 (output) [b ... u]      2  output of a projection out of an MLP
+        """
+        named = dict(walk(model))
+        found: dict[Site, Found] = {}
+        for hidden in self.mlp(model):
+            for name in (*projections_to(named, hidden.path), hidden.path):
+                size, way = linear_size(named[name]), "out of" if name == hidden.path else "into"
+                found.setdefault(_site(named, name), Found(size and size[1], f"output of a projection {way} an MLP"))
         return SiteList(found)
 
     def heads(self, model: nn.Module) -> SiteList:
@@ -210,6 +250,32 @@ class Finder:
                 given=type(unwrap(model)).__name__,
                 mend="name the blocks: sites(model, 'layers.*', axes='b t u')",
             )
+        return SiteList(found)
+
+    def norms(self, model: nn.Module) -> SiteList:
+        """The outputs of the norms of every block of a transformer: what its attention and its MLP read.
+
+        Norms within attention (of queries and keys) and the one after the last block are left out.
+
+        Raises:
+            SiteError: no stack of blocks was recognised, or its blocks have no norms.
+
+        Examples:
+            >>> from transformers import GPT2Config, GPT2Model
+            >>> print([site.path for site in sites.norms(GPT2Model(GPT2Config(n_embd=16, n_layer=1, n_head=4)))])
+            ['h.0.ln_1', 'h.0.ln_2']
+        """
+        blocks = [site.path for site in self.residual(model)]
+        found = {}
+        for name, module in walk(model):
+            block = name.rpartition(".")[0]
+            if block in blocks and "norm" in type(module).__name__.lower():
+                site = Site(name, next(other.axes for other in self.residual(model) if other.path == block))
+                found[site] = Found(
+                    output_size(module) or stream_width(module), f"feature after {type(module).__name__}"
+                )
+        if not found:
+            raise SiteError("the blocks of this model have no norms", given=type(unwrap(model)).__name__)
         return SiteList(found)
 
     def spiking(self, model: nn.Module) -> SiteList:

@@ -149,7 +149,11 @@ def refusals() -> dict[str, tuple[nn.Module, Edit, str]]:
         "limits": (plain, edit.clamp(on(last, 1), low=0.0), "not linear"),
         "patch": (plain, edit.patch(on(last, 0), record), "sample to sample"),
         "tokens": (plain, edit.scale(on(last, 1), 0.0, positions="last"), "some tokens"),
-        "directions": (plain, edit.scale(on(last, 1), 0.0, basis=torch.ones(4)), "directions"),
+        "directions": (
+            nn.Sequential(nn.LayerNorm(4)),
+            edit.scale(on(Site("0"), 1), 0.0, basis=torch.ones(4)),
+            "by itself",
+        ),
         "one call": (plain, edit.scale(on(Site("2", at="input", call=0), 1), 0.0), "one call"),
         "no bias": (plain, edit.add(on(last, 1), 1.0), "no bias"),
         "nonlinear": (nonlinear, edit.scale(on(Site("1"), 1), 0.0), "straight into"),
@@ -197,7 +201,7 @@ def test_tied_and_adapted_weights_are_refused(tiny: Callable[..., Any]) -> None:
     model, _ = tiny("llama")
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["down_proj"], r=2))
     site = sites.mlp(adapted)[0]
-    with pytest.raises(UnsupportedError, match="merge it first"):
+    with pytest.raises(UnsupportedError, match="merge that first"):
         edit.bake(adapted, edit.scale(Neurons.of({site: 32}, {site: [0]}), 0.0))
 
 

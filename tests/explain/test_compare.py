@@ -191,8 +191,9 @@ def test_bad_questions():
     with pytest.raises(RangeError, match="too few units"):
         explain.compare(model, edit.scale(chosen(*range(21)), 0.0), SUITE)
     assert len(explain.compare(model, edit.scale(chosen(*range(21)), 0.0), SUITE, n_random=2, exclude=False)) == 2
+    both = edit.add(~chosen(), 1.0, basis=torch.randn(40)).then(edit.scale(chosen(7), 0.0))
     with pytest.raises(UnsupportedError, match="directions"):
-        explain.compare(model, edit.add(~chosen(), 1.0, basis=torch.randn(40)), SUITE, exclude=False)
+        explain.compare(model, both, SUITE, exclude=False)
     elsewhere = edit.scale(Neurons.of({HIDDEN: 40}, {HIDDEN: [7]}, fingerprint(planted(41))), 0.0)
     nowhere = edit.scale(Neurons.of({Site("9", "b u"): 40}, {Site("9", "b u"): [7]}), 0.0)
     with pytest.raises(UnsupportedError, match="another model"):
@@ -207,7 +208,7 @@ def test_printing_shows_each_measure_beside_its_control():
     assert "19 matched random sets" in lines[0]
     assert lines[1].split()[:4] == ["measure", "before", "after", "change"]
     assert lines[2].startswith("first")
-    assert lines[2].rstrip().endswith("0.05")
+    assert lines[2].split()[-2:] == ["0.05", "0.1"]  # its own p, and Holm-corrected for two measures
     assert list(found) == ["first", "second"]
     assert found.to_json()["effects"]["first"]["p"] == pytest.approx(0.05)
     with pytest.raises(KeyError, match="did you mean"):
@@ -234,3 +235,12 @@ def test_on_a_language_model_and_on_a_spiking_network():
     found = explain.compare(net, cut, {"out": lambda m: m(torch.ones(10, 3, 4))[0].mean()}, n_random=9)
     assert found["out"].change != 0
     assert (found["out"].controls != 0).all()
+
+
+def test_an_edit_along_a_direction_stands_beside_random_directions() -> None:
+    model = planted()
+    strongest = model[2].weight.detach()[0]
+    along = edit.add(~chosen(), 3.0, basis=strongest / strongest.norm())
+    found = explain.compare(model, along, {"output": lambda m: m(X)[:, 0].mean().item()}, n_random=39)
+    assert found["output"].change == pytest.approx(3 * float(strongest.norm()), rel=1e-4)
+    assert found["output"].percentile == 100  # no other direction of that length changes the output as much

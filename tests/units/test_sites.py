@@ -1,6 +1,7 @@
 """Sites are found by name and by what they are; their default axes are those of the layer or an error."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -238,3 +239,47 @@ def test_lists_of_sites_print_and_slice(tiny: Callable) -> None:
         "transformer.h.0.mlp.c_proj", "(input)", "[b", "...", "u]", "32", "hidden", "unit", "of", "an", "MLP",
     ]  # fmt: skip
     assert px.sites is sites
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("gpt2", ("ln_1", "ln_2")),
+        ("neox", ("input_layernorm", "post_attention_layernorm")),
+        ("llama", ("input_layernorm", "post_attention_layernorm")),
+        ("vit", ("layernorm_before", "layernorm_after")),
+    ],
+)
+def test_norms_of_blocks(family: str, names: tuple[str, ...], tiny: Callable[..., Any]) -> None:
+    model, _ = tiny(family)
+    found = sites.norms(model)
+    assert [site.path for site in found] == [
+        f"{block.path}.{name}" for block in sites.residual(model) for name in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "into", "out"),
+    [
+        ("llama", ("gate_proj", "up_proj"), "down_proj"),
+        ("qwen", ("gate_proj", "up_proj"), "down_proj"),
+        ("gemma", ("gate_proj", "up_proj"), "down_proj"),
+        ("gpt2", ("c_fc",), "c_proj"),
+        ("neox", ("dense_h_to_4h",), "dense_4h_to_h"),
+        ("phi3", ("gate_up_proj",), "down_proj"),
+        ("bert", ("intermediate.dense",), "output.dense"),
+        ("gated t5", ("wi_0", "wi_1"), "wo"),
+    ],
+)
+def test_projections_of_the_families(family, into, out, tiny):
+    model, _ = tiny(family)
+    found = px.sites.projections(model)
+    per_block = len(into) + 1
+    hidden = px.sites.mlp(model)
+    assert len(found) == per_block * len(hidden)
+    for block, site in enumerate(hidden):
+        *ups, down = found[block * per_block : (block + 1) * per_block]
+        assert [up.path.endswith(name) for up, name in zip(ups, into, strict=True)] == [True] * len(ups)
+        assert down.path == site.path
+        assert down.path.endswith(out)
+        assert down.at == "output"

@@ -2,3 +2,17 @@ from ._early_exit import EarlyExit as EarlyExit
 from ._early_exit import Exited as Exited
 from ._early_exit import OverLayers as OverLayers
 from ._early_exit import Stepwise as Stepwise
+from ._gates import annealed as annealed
+from ._gates import gumbel_gate as gumbel_gate
+from ._gates import hard_gate as hard_gate
+from ._gates import sigmoid_gate as sigmoid_gate
+from ._gates import straight_through as straight_through
+from ._gates import top_k_gate as top_k_gate
+from ._mode_tools import ModeReport as ModeReport
+from ._mode_tools import Pruned as Pruned
+from ._mode_tools import active_neurons as active_neurons
+from ._mode_tools import merge_gain as merge_gain
+from ._mode_tools import mode_report as mode_report
+from ._mode_tools import prune_off_neurons as prune_off_neurons
+from ._modes import Mode as Mode
+from ._modes import NeuronModes as NeuronModes

@@ -1,3 +1,16 @@
 from ._matched import matched_random as matched_random
 from ._null import Null as Null
 from ._null import null as null
+from ._matched import imbalance as imbalance
+from ._shuffled import LabelNull as LabelNull
+from ._shuffled import label_shuffles as label_shuffles
+from ._shuffled import shuffled as shuffled
+from ._dose import DoseCurve as DoseCurve
+from ._dose import dose_curve as dose_curve
+from ._dissociation import Dissociation as Dissociation
+from ._dissociation import double_dissociation as double_dissociation
+from ._multiple import adjusted as adjusted
+from ._multiple import benjamini_hochberg as benjamini_hochberg
+from ._multiple import holm as holm
+from ._multiple import permutation as permutation
+from ._multiple import sign_flip as sign_flip

@@ -5,3 +5,5 @@ from ._losses import cross_entropy_over_time as cross_entropy_over_time
 from ._losses import spike_count_loss as spike_count_loss
 from ._losses import van_rossum_loss as van_rossum_loss
 from ._rates import firing_rate_bounds as firing_rate_bounds
+from ._preference import direct_preference as direct_preference
+from ._preference import sequence_log_prob as sequence_log_prob

@@ -23,3 +23,7 @@ from ._wiring import distance_dependent as distance_dependent
 from ._wiring import grid_distance as grid_distance
 from ._wiring import ring_distance as ring_distance
 from ._wiring import small_world as small_world
+from ._groups import Wiring as Wiring
+from ._groups import group_connectivity as group_connectivity
+from ._groups import random_connectivity as random_connectivity
+from ._groups import small_world_between as small_world_between

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from plexus.errors import DtypeError, RangeError, ShapeError
 from plexus.kernels import delayed_taps
-from plexus.nn._constraints import Constraint, DaleSigns
+from plexus.nn._constraints import Constraint, DaleSigns, Masked
 from plexus.nn.synapses._delay_kernel import DelayState
 from plexus.nn.synapses._delayed import check_input, with_past
-from plexus.nn.synapses._static import Masked, checked_signs, first_weights
+from plexus.nn.synapses._static import checked_signs, first_weights
 
 __all__ = ["HeterogeneousDelays"]
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from plexus.errors import RangeError, ShapeError
 from plexus.kernels import SparseWeight
 from plexus.kernels._sparse import sparse_linear
-from plexus.nn._constraints import Constraint, DaleSigns
+from plexus.nn._constraints import Constraint, DaleSigns, Masked
 
 __all__ = ["Convolution", "Dense", "Lateral", "Sparse", "dale_signs"]
 
@@ -45,31 +45,6 @@ def dale_signs(units: int, excitatory: float = 0.8) -> Tensor:
     signs = torch.ones(units)
     signs[round(units * excitatory) :] = -1
     return signs
-
-
-class Masked(Constraint):
-    """Weights that exist, m ⊙ w, within another constraint if there is one."""
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor, inner: Constraint | None) -> None:
-        super().__init__()
-        self.inner = inner
-        self.register_buffer("mask", mask)
-
-    def project(self, weight: Tensor) -> Tensor:
-        """Zero where there is no synapse, the nearest allowed weight elsewhere."""
-        allowed = weight if self.inner is None else self.inner.project(weight)
-        return allowed * self.mask.to(weight)
-
-    def forward(self, raw: Tensor) -> Tensor:
-        """m ⊙ f(ρ)."""
-        free: Tensor = raw if self.inner is None else self.inner(raw)
-        return free * self.mask.to(raw)
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """A number that `forward` maps to the weight, where there is a synapse."""
-        return weight if self.inner is None else self.inner.right_inverse(weight)
 
 
 def first_weights(

@@ -1,19 +1,22 @@
 """First-order effect of a unit on a loss: its value times the gradient of the loss at it.
 
-    Σ over features of a ∂L/∂a,  averaged over rows
+    gradient × activation   Σ_f a ∂L/∂a                               of a row, averaged over rows
+    Taylor                  |Σ_t Σ_f a ∂L/∂a|  or  (Σ_t Σ_f a ∂L/∂a)²   of a sample, averaged over samples
 
-To first order this is how much the loss falls when the unit is set to zero.
+f are the features of a unit, t the rows of a sample. To first order Σ_t Σ_f a ∂L/∂a is how much the loss falls when the
+unit is set to zero; the Taylor criteria say how much it changes, whichever way.
 
-Source: Molchanov et al. 2017 (Taylor criterion), Shrikumar et al. 2016 (gradient × input).
+Source: Shrikumar et al. 2016 (gradient × input), Molchanov et al. 2017 (absolute), 2019 (squared).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 from torch import Tensor
 
-from plexus.errors import ShapeError
+from plexus.errors import ShapeError, UnknownNameError
 from plexus.probe.scores._moments import mean
 from plexus.probe.scores._source import Source, recordings
 from plexus.units import Recording, Scores, Site
@@ -53,6 +56,54 @@ def gradient_times_activation(
     products = _products(record, gradients, absolute)
     scores = mean(products, labels, names=names)
     return Scores(scores.values, scores.concepts, "gradient × activation", scores.model)
+
+
+def taylor(
+    record: Source,
+    gradients: Source,
+    labels: Labels | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    order: Literal["absolute", "squared"] = "absolute",
+) -> Scores:
+    """How much a loss changes, to first order, without a unit: per sample, averaged over samples.
+
+    Args:
+        record: values, from `record` or `stream`.
+        gradients: gradients of a loss at the same sites on the same batches, from `record(…, grad=loss)`. A sample's
+            gradient should not depend on how many others are in its batch: give a loss that sums over samples.
+        labels: as in `mean`.
+        names: of the classes or concepts.
+        order: absolute change (Molchanov et al. 2017), or squared (2019).
+
+    Raises:
+        ShapeError: if the two do not hold the same sites and rows, or were pooled before the product.
+        UnknownNameError: another order.
+
+    Examples:
+        >>> from plexus.units import Table
+        >>> import torch
+        >>> site, rows = Site("1", "b t u"), Table([0, 0, 1])
+        >>> values = Recording({site: torch.tensor([[1.0], [2.0], [3.0]])}, {site: rows})
+        >>> slopes = Recording({site: torch.tensor([[1.0], [-1.0], [2.0]])}, {site: rows})
+        >>> taylor(values, slopes)[site], taylor(values, slopes, order="squared")[site]  # of |-1| and |6|, of 1 and 36
+        (tensor([3.5000], dtype=torch.float64), tensor([18.5000], dtype=torch.float64))
+    """
+    if order not in ("absolute", "squared"):
+        raise UnknownNameError.among("order", str(order), ("absolute", "squared"))
+    sums = (product.pool("sum") for product in _products(record, gradients, absolute=False))
+    changes = (
+        Recording(
+            {site: part[site].abs() if order == "absolute" else part[site].square() for site in part.sites},
+            dict(part.table),
+            samples=part.samples,
+            labels=part.labels,
+            model=part.model,
+        )
+        for part in sums
+    )
+    scores = mean(changes, labels, names=names)
+    return Scores(scores.values, scores.concepts, f"{order} Taylor", scores.model)
 
 
 def _products(record: Source, gradients: Source, absolute: bool) -> Iterator[Recording]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plexus.probe.scores._moments import concept_scores
-from plexus.probe.scores._source import Features, Reading, Source, warn_undefined
+from plexus.probe.scores._source import BUDGET, Features, Reading, Source, warn_undefined
 from plexus.units import Scores, Site
 from plexus.units._recording import Labels
 
@@ -23,16 +23,23 @@ _BLOCK = 2**18  # numbers sorted at once
 
 
 def average_precision(
-    record: Source, labels: Labels | None = None, *, names: Sequence[str] | None = None, features: Features = None
+    record: Source,
+    labels: Labels | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    features: Features = None,
+    budget: int = BUDGET,
 ) -> Scores:
     """Average precision of each unit as a detector of a concept.
 
     Args:
-        record: a `Recording` or a stream of them; all rows of a site are ranked together, so they are held.
+        record: a `Recording` or a stream of them; all rows of a unit are ranked together.
         labels: `[sample]` zeros and ones or classes (one against the rest), `[sample, concept]` zeros and ones, or a
             mapping of names to them; those of the recording where left out.
         names: of the classes or concepts.
         features: how a unit that holds several features becomes one number ("norm", "mean").
+        budget: bytes of rows held at once. A recording larger than that is read some units at a time, a stream is first
+            written to shards in a temporary folder.
 
     Returns:
         Scores in [0, 1]: `[concept, unit]`, or `[unit]` for one nameless concept; NaN, with a warning, for a concept
@@ -49,11 +56,16 @@ def average_precision(
         >>> average_precision(rec, {"capital": [1, 1, 0]})["capital"][hidden]
         tensor([1.0000, 0.5833], dtype=torch.float64)
     """
-    return _ranked(record, labels, names, features, "average precision", _average_precision, both=False)
+    return _ranked(record, labels, names, features, "average precision", _average_precision, both=False, budget=budget)
 
 
 def auroc(
-    record: Source, labels: Labels | None = None, *, names: Sequence[str] | None = None, features: Features = None
+    record: Source,
+    labels: Labels | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    features: Features = None,
+    budget: int = BUDGET,
 ) -> Scores:
     """Area under the ROC curve of each unit as a detector of a concept: P(value with it > value without), ties half.
 
@@ -67,7 +79,7 @@ def auroc(
         >>> auroc(rec, [1, 1, 0])[hidden]
         tensor([1.0000, 0.2500], dtype=torch.float64)
     """
-    return _ranked(record, labels, names, features, "AUROC", _auroc, both=True)
+    return _ranked(record, labels, names, features, "AUROC", _auroc, both=True, budget=budget)
 
 
 def _ranked(
@@ -79,12 +91,15 @@ def _ranked(
     measure: Callable[[_Ranking, Tensor], Tensor],
     *,
     both: bool,
+    budget: int,
 ) -> Scores:
     reading = Reading(record, labels, features, names, required=True)
-    scores: dict[Site, dict[str, Tensor]] = {}
-    for piece in reading.whole():
+    scores: dict[Site, dict[str, list[Tensor]]] = {}
+    for piece in reading.whole(budget):
         members = torch.stack(list(piece.shown.values()))
         for concept, count in zip(piece.shown, members.sum(1).tolist(), strict=True):
+            if piece.site in scores:
+                break  # of further units of the same rows there is nothing new to say
             if count == 0 or (both and count == len(piece.values)):
                 warn_undefined(name, concept, "no row shows it" if count == 0 else "every row shows it")
         found: list[Tensor] = []
@@ -92,8 +107,10 @@ def _ranked(
             block = block.T.contiguous()  # a unit's rows side by side: everything below runs along them
             value = measure(_ranking(block), members)
             found.append(torch.where(block.isnan().any(1), torch.nan, value))
-        scores[piece.site] = dict(zip(piece.shown, torch.cat(found, 1), strict=True))
-    return concept_scores(scores, reading, name)
+        for concept, values in zip(piece.shown, torch.cat(found, 1), strict=True):
+            scores.setdefault(piece.site, {}).setdefault(concept, []).append(values)
+    together = {site: {concept: torch.cat(parts) for concept, parts in by.items()} for site, by in scores.items()}
+    return concept_scores(together, reading, name)
 
 
 class _Ranking(NamedTuple):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +13,12 @@ import torch
 from torch import Tensor
 
 from plexus.errors import DtypeError, RangeError, ShapeError
+from plexus.probe._sizes import ROW, announce
 from plexus.units import Recording, Site, Table
 from plexus.units._recording import Labels, check_labels
+from plexus.units._shards import Shards, ShardWriter
+
+BUDGET = 2 * 2**30  # bytes held at once by scores that rank
 
 Source = Recording | Iterable[Recording]
 Features = Literal["norm", "mean"] | None
@@ -20,12 +26,16 @@ Features = Literal["norm", "mean"] | None
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of one site: values `[row, unit]` in float64, their table, and of each concept which rows show it."""
+    """Some rows of one site: values `[row, unit]` in float64, their table, and of each concept which rows show it.
+
+    `first` is the number of the stream's sample that the table calls 0.
+    """
 
     site: Site
     values: Tensor
     table: Table
     shown: dict[str, Tensor]
+    first: int = 0
 
 
 @dataclass
@@ -69,28 +79,114 @@ class Reading:
                 for values, table in record.chunks(site):
                     rows = table.sample + offset
                     shown = {} if concepts is None else {n: member[rows] for n, member in concepts.members.items()}
-                    yield Piece(site, _flat(site, values, self.features), table, shown)
+                    yield Piece(site, _flat(site, values, self.features), table, shown, first)
             first, seen = stop, seen + 1
         if not seen:
             raise ShapeError("there is nothing to score", given="no recording")
         if given is not None and first != given.samples:
             check_labels(self.labels, first)
 
-    def whole(self) -> Iterator[Piece]:
-        """All rows of each site at once, for scores that rank."""
-        if isinstance(self.source, Recording):  # site by site, so that one on disk is never held whole
-            for site in self.source.sites:
-                part = Reading(self.source.at(site), self.labels, self.features, self.names, self.required)
-                yield from part.pieces()
-                self.model, self.named = part.model, part.named
+    def whole(self, budget: int = BUDGET) -> Iterator[Piece]:
+        """All rows of each site together, for scores that rank: site by site, some units at a time.
+
+        No more than the budget (in bytes), and one piece, is held at once; what comes from a stream is written to
+        shards in a temporary folder when it grows beyond that.
+        """
+        if isinstance(self.source, Recording):
+            yield from self._blocks(self.source, budget)
             return
-        parts: dict[Site, list[Piece]] = {}
-        for piece in self.pieces():
-            parts.setdefault(piece.site, []).append(piece)
-        for site, pieces in parts.items():
-            shown = {name: torch.cat([piece.shown[name] for piece in pieces]) for name in pieces[0].shown}
-            values = torch.cat([piece.values for piece in pieces])
-            yield Piece(site, values, Table.cat([piece.table for piece in pieces]), shown)
+        with contextlib.ExitStack() as stack:
+            held = _Held(stack, budget)
+            for piece in self.pieces():
+                held.add(piece)
+            for site, names in held.concepts.items():
+                shown = {name: torch.cat(parts) for name, parts in names.items()}
+                yield from _in_blocks(site, lambda site=site: held.chunks(site), shown, budget)  # type: ignore[misc]
+
+    def _blocks(self, record: Recording, budget: int) -> Iterator[Piece]:
+        given = self.labels if self.labels is not None else record.labels if self.required else None
+        if given is None and self.required:
+            raise ShapeError("this score needs labels", mend="pass labels=, or record with labels")
+        concepts = None if given is None else _as_concepts(given, self.names)
+        check_labels(self.labels, record.samples)
+        self.model, self.named = record.model, concepts is not None and concepts.named
+        if not record.sites:
+            raise ShapeError("there is nothing to score", given="a recording without sites")
+        for site in record.sites:
+            rows = record.table[site].sample
+            shown = {} if concepts is None else {name: member[rows] for name, member in concepts.members.items()}
+
+            def chunks(site: Site = site) -> Iterator[tuple[Tensor, Table]]:
+                for values, table in record.chunks(site):
+                    yield _flat(site, values, self.features), table
+
+            yield from _in_blocks(site, chunks, shown, budget)
+
+
+class _Held:
+    """The pieces of a stream, in memory, or in shards once they are too many."""
+
+    def __init__(self, stack: contextlib.ExitStack, budget: int) -> None:
+        self.stack, self.budget, self.size = stack, budget, 0
+        self.concepts: dict[Site, dict[str, list[Tensor]]] = {}
+        self.values: dict[Site, list[Tensor]] = {}
+        self.tables: dict[Site, list[Table]] = {}
+        self.folder: str | None = None
+        self.writers: dict[Site, ShardWriter] = {}
+
+    def add(self, piece: Piece) -> None:
+        for name, shown in piece.shown.items():
+            self.concepts.setdefault(piece.site, {}).setdefault(name, []).append(shown)
+        self.values.setdefault(piece.site, []).append(piece.values)
+        self.tables.setdefault(piece.site, []).append(piece.table)
+        self.size += piece.values.nbytes + ROW * len(piece.values)
+        if self.size > self.budget:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        if self.folder is None:
+            self.folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="plexus-score-"))
+            announce("ranking this stream, more than its budget,", self.size, "at a time, the rest on disk", 0)
+        for number, (site, parts) in enumerate(self.values.items()):
+            if site not in self.writers:
+                self.writers[site] = ShardWriter(f"{self.folder}/{number}", [site], None, None)
+            if parts:
+                self.writers[site].append({site: torch.cat(parts)}, {site: Table.cat(self.tables[site])})
+        self.values = {site: [] for site in self.values}
+        self.tables = {site: [] for site in self.tables}
+        self.size = 0
+
+    def chunks(self, site: Site) -> Iterator[tuple[Tensor, Table]]:
+        """The rows of a site in the order they came."""
+        if self.folder is None:
+            yield from zip(self.values[site], self.tables[site], strict=True)
+            return
+        if self.size:
+            self.flush()
+        self.writers[site].close(0, None)
+        yield from Shards(self.writers[site].folder).chunks(site)
+
+
+def _in_blocks(
+    site: Site, chunks: Callable[[], Iterable[tuple[Tensor, Table]]], shown: dict[str, Tensor], budget: int
+) -> Iterator[Piece]:
+    """A site's rows together, as many units at a time as the budget holds."""
+    start, units, width = 0, 1, 0
+    while start < units:
+        columns, tables = [], []
+        for values, table in chunks():
+            if not width:
+                units = values.shape[1]
+                rows = len(next(iter(shown.values()))) if shown else len(values)
+                width = max(1, min(units, budget // max(1, 8 * rows)))
+            block = values[:, start : start + width]
+            columns.append(block if width == units else block.clone())  # a view would keep the whole piece
+            tables.append(table)
+        if not columns:
+            return
+        yield Piece(site, torch.cat(columns), Table.cat(tables), shown)
+        start += width
 
 
 @dataclass(frozen=True)

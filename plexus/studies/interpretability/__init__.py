@@ -1,1 +1,1 @@
-"""Studies of the spiking family."""
+"""Studies of the interpretability family."""

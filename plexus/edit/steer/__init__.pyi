@@ -1,0 +1,14 @@
+from ._clusters import ClusteredDirections as ClusteredDirections
+from ._clusters import choose as choose
+from ._control_vector import read_gguf as read_gguf
+from ._control_vector import write_gguf as write_gguf
+from ._strength import Strength as Strength
+from ._strength import strongest as strongest
+from ._verbs import ablate as ablate
+from ._verbs import add as add
+from ._verbs import plane as plane
+from ._verbs import rotate as rotate
+from ._verbs import scale as scale
+from ._writers import at_writers as at_writers
+from ._plane import Profile as Profile
+from ._plane import SteeringPlane as SteeringPlane

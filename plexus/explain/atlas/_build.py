@@ -1,0 +1,357 @@
+"""Detector or actor? What each unit tells about a concept, beside what the model loses without it.
+
+    selectivity   AUROC of the unit's response for its concept against all others
+    effect        nats lost on the right answers of that concept when the unit alone is switched off
+    band          the same loss for matched random units: of the same site, with the most similar mean response
+
+A unit's concept is chosen on one half of the samples and both numbers are measured on the other half, so that neither
+profits from the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plexus.errors import RangeError, ShapeError, SiteError
+from plexus.explain._sweep import Cell, sweep, unit_effects
+from plexus.explain.atlas._matter import Matter
+from plexus.probe import record, stream
+from plexus.probe.scores import auroc
+from plexus.units import Recording, Scores, Site, Table, sites
+
+MATCHED = 30
+EDGE = 0.975  # the band ends where this share of the matched units lie below
+
+
+@dataclass(frozen=True, eq=False)
+class Exemplar:
+    """A sample that drives a unit.
+
+    Attributes:
+        sample: its number.
+        value: the unit's response.
+        place: where in the sample, as the matter tells it.
+    """
+
+    sample: int
+    value: float
+    place: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Dose:
+    """What happens under one factor of a unit.
+
+    Attributes:
+        factor: what the unit is multiplied by.
+        own: mean change of the outcome on samples of its concept, nats.
+        others: the same on samples of other concepts.
+        says: the most probable answers for each of the unit's probes.
+    """
+
+    factor: float
+    own: float
+    others: float
+    says: list[list[tuple[str, float]]]
+
+
+@dataclass(eq=False)
+class Page:
+    """One site of the atlas; arrays are `[unit]` unless said otherwise.
+
+    Attributes:
+        site: the place.
+        concept: number of each unit's concept.
+        selectivity: AUROC for it, on samples that did not choose it.
+        effect: nats lost on that concept's answers without the unit; positive when the unit helps.
+        others: nats lost on the answers of other concepts.
+        by_concept: nats lost, `[concept, unit]`.
+        edge: where the band of matched random units ends.
+        exemplars: per unit the samples that drive it most.
+        doses: unit to its dose curve, for the units shown in full.
+        probes: unit to the samples that its doses were tried on.
+    """
+
+    site: Site
+    concept: Tensor
+    selectivity: Tensor
+    effect: Tensor
+    others: Tensor
+    by_concept: Tensor
+    edge: Tensor
+    exemplars: list[list[Exemplar]] = field(default_factory=list)
+    doses: dict[int, list[Dose]] = field(default_factory=dict)
+    probes: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def acts(self) -> Tensor:
+        """Whether the effect lies above the band."""
+        return self.effect > self.edge
+
+
+@dataclass(eq=False)
+class Atlas:
+    """All sites of a model; `write` makes pages of it.
+
+    Attributes:
+        title: of the model.
+        matter: what the model was shown.
+        pages: one per site.
+        accuracy: how often the model's first answer is right, where there are answers; else None.
+    """
+
+    title: str
+    matter: Matter
+    pages: list[Page]
+    accuracy: float | None = None
+
+    @property
+    def selectivity(self) -> Scores:
+        """AUROC of each unit for its own concept."""
+        return Scores({page.site: page.selectivity for page in self.pages}, name="selectivity")
+
+    @property
+    def effect(self) -> Scores:
+        """Nats lost on its own concept without the unit."""
+        return Scores({page.site: page.effect for page in self.pages}, name="effect")
+
+    def __repr__(self) -> str:
+        units = sum(len(page.effect) for page in self.pages)
+        acting = sum(int(page.acts.sum()) for page in self.pages)
+        chance = round((1 - EDGE) * units)
+        return (
+            f"Atlas of {self.title}: {units} units at {len(self.pages)} site(s), {len(self.matter.concepts)} concepts; "
+            f"{acting} act beyond matched random units (about {chance} by chance)"
+        )
+
+
+def build(
+    model: nn.Module,
+    matter: Matter,
+    at: Site | Sequence[Site] | None = None,
+    *,
+    title: str | None = None,
+    exemplars: int = 6,
+    doses: Sequence[float] = (0.0, 0.5, 1.0, 2.0, 4.0),
+    featured: int = 100,
+    probes: int = 4,
+    batch: int = 64,
+    rows: int = 1024,
+) -> Atlas:
+    """Measure every unit of a model: what it detects, what it does, what drives it.
+
+    Args:
+        model: an image classifier or a causal language model, inputs batch first; it is left as it was.
+        matter: what to show it, `Images` or `Texts`.
+        at: the sites; by default the hidden units of a transformer's MLPs, or the outputs of all convolutions and
+            linear layers but the last.
+        title: of the pages (default: the model's class).
+        exemplars: samples shown per unit.
+        doses: factors of the dose curves; 1 leaves the unit alone.
+        featured: how many units get a dose curve: those that act most and those most selective.
+        probes: samples that a dose curve shows answers for.
+        batch: samples per pass. rows: rows per pass when units are switched one by one.
+
+    Raises:
+        SiteError: no sites can be found by default. ShapeError: a concept with fewer than four samples.
+        RangeError: a number that is not positive.
+
+    Examples:
+        >>> from plexus import data
+        >>> from plexus.explain import atlas
+        >>> digits = data.digits()[:200]
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+        >>> found = atlas.build(net, atlas.Images(digits.x, digits.y), featured=2)
+        >>> found.effect.sizes
+        {Site(path='1', axes='b ... u', at='output', leaf=None, call=None, part=None, where='loop'): 8}
+    """
+    for name, value in (("exemplars", exemplars), ("batch", batch), ("rows", rows), ("probes", probes)):
+        if value < 1:
+            raise RangeError(f"{name} is a positive number", given=value)
+    counts = matter.labels.bincount(minlength=len(matter.concepts))
+    if int(counts.min()) < 4:
+        few = matter.concepts[int(counts.argmin())]
+        raise ShapeError(f"concept {few!r} has too few samples", given=int(counts.min()), expected="at least 4")
+    chosen = default_sites(model) if at is None else [at] if isinstance(at, Site) else list(at)
+    indices = list(torch.arange(len(matter.labels)).split(batch))
+    batches = [matter.batch(index) for index in indices]
+    seen = record(model, batches, at=chosen, pool=matter.pool)
+    first = _halves(matter.labels)
+    before, right = _untouched(model, matter, indices)
+    pages = []
+    for site in chosen:
+        values = _flat(seen[site])
+        concept = _area(site, values[first], matter, first).argmax(0)
+        # the two kinds of numbers come from the half that did not choose the concept
+        selectivity = _area(site, values[~first], matter, ~first).gather(0, concept[None]).squeeze(0)
+        change = _changes(model, matter, indices, site, rows)
+        pages.append(_page(site, values, concept, selectivity, change, matter, ~first))
+    found = Atlas(title or type(model).__name__, matter, pages, right)
+    _add_exemplars(found, model, seen, exemplars, batch)
+    _add_doses(found, model, tuple(doses), featured, probes, before, rows)
+    return found
+
+
+def default_sites(model: nn.Module) -> list[Site]:
+    """Hidden units of a transformer's MLPs, or the outputs of all convolutions and linear layers but the last.
+
+    Raises:
+        SiteError: the model has neither.
+    """
+    if hasattr(model, "config") and hasattr(model, "generate"):
+        return list(sites.mlp(model))
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
+    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    found = [site for name in names[:-1] for site in sites(model, name)]
+    if not found:
+        raise SiteError(
+            "no hidden convolution or linear layer was found", given=type(model).__name__, mend="name the sites: at="
+        )
+    return found
+
+
+def _halves(labels: Tensor) -> Tensor:
+    """Every second sample of each concept, bool `[sample]`."""
+    first = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        first[(labels == label).nonzero().squeeze(1)[::2]] = True
+    return first
+
+
+def _flat(values: Tensor) -> Tensor:
+    """Units of several features by their length."""
+    return values.float() if values.dim() == 2 else values.float().flatten(2).norm(dim=2)
+
+
+def _area(site: Site, values: Tensor, matter: Matter, which: Tensor) -> Tensor:
+    """AUROC of each unit for each concept, `[concept, unit]`."""
+    rows = Recording({site: values}, {site: Table(torch.arange(len(values)))})
+    members = torch.nn.functional.one_hot(matter.labels[which], len(matter.concepts))
+    return torch.as_tensor(auroc(rows, members, names=matter.concepts)[site])
+
+
+def _untouched(model: nn.Module, matter: Matter, indices: list[Tensor]) -> tuple[Tensor, float | None]:
+    """The outcome of each sample without any edit, and how often the first answer is right."""
+    outcomes, hits, asked = [], 0, matter.kind == "images" or getattr(matter, "answers", None) is not None
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for index in indices:
+                batch = matter.batch(index)
+                output = model(**batch) if isinstance(batch, dict) else model(batch)
+                outcomes.append(matter.outcome(output, index).double().cpu())
+                best = [says[0][1] for says in matter.says(output)]
+                hits += sum(abs(p - float(o.exp())) < 1e-4 for p, o in zip(best, outcomes[-1], strict=True))
+    finally:
+        model.train(training)
+    return torch.cat(outcomes), hits / len(matter.labels) if asked else None
+
+
+def _changes(model: nn.Module, matter: Matter, indices: list[Tensor], site: Site, rows: int) -> Tensor:
+    """Change of the outcome of each sample without each unit, `[unit, sample]`."""
+    parts = []
+    for index in indices:
+
+        def outcome(output: Any, _: Any, index: Tensor = index) -> Tensor:
+            count = len(getattr(output, "logits", output))
+            return matter.outcome(output, index.repeat(count // len(index)))
+
+        parts.append(unit_effects(model, [matter.batch(index)], site, outcome, rows=rows)[site])
+    return torch.cat(parts, dim=1)
+
+
+def _page(
+    site: Site, values: Tensor, concept: Tensor, selectivity: Tensor, change: Tensor, matter: Matter, held: Tensor
+) -> Page:
+    members = torch.nn.functional.one_hot(matter.labels[held], len(matter.concepts)).double()
+    lost = -change[:, held]
+    by_concept = (members / members.sum(0)).T @ lost.T
+    effect = by_concept.gather(0, concept[None]).squeeze(0)
+    rest = 1 - members[:, concept].T
+    others = (lost * rest).sum(1) / rest.sum(1)
+    mean = values.double().mean(0)
+    away = (mean[:, None] - mean).abs().fill_diagonal_(torch.inf)
+    count = min(MATCHED, len(mean) - 1)
+    if count:
+        matched = away.topk(count, largest=False).indices
+        edge = by_concept[concept[:, None], matched].quantile(EDGE, dim=1)
+    else:
+        edge = torch.full_like(effect, torch.inf)
+    return Page(site, concept, selectivity, effect, others, by_concept, edge)
+
+
+def _add_exemplars(atlas: Atlas, model: nn.Module, seen: Recording, count: int, batch: int) -> None:
+    """For each unit the samples with the largest responses, and where in them the unit is active."""
+    best = {page.site: _flat(seen[page.site]).topk(min(count, seen.samples), dim=0) for page in atlas.pages}
+    used = torch.cat([top.indices.flatten() for top in best.values()]).unique()
+    where: dict[tuple[Site, int], Tensor] = {}
+    wanted = {site: top.indices for site, top in best.items()}
+    parts = list(used.split(batch))
+    places: dict[tuple[Site, int, int], Any] = {}
+    pieces = stream(model, [atlas.matter.batch(part) for part in parts], at=list(best))
+    for part, piece in zip(parts, pieces, strict=True):
+        for site, indices in wanted.items():
+            table = piece.table[site]
+            values = _flat(piece[site])
+            for row, sample in enumerate(part.tolist()):
+                where[site, sample] = values[table.sample == row]
+                for unit in (indices == sample).any(0).nonzero().squeeze(1).tolist():
+                    places[site, sample, unit] = atlas.matter.place(where[site, sample][:, unit], sample)
+        where.clear()
+    for page in atlas.pages:
+        top = best[page.site]
+        page.exemplars = [
+            [
+                Exemplar(int(sample), float(value), places[page.site, int(sample), unit])
+                for value, sample in zip(top.values[:, unit], top.indices[:, unit], strict=True)
+            ]
+            for unit in range(top.values.shape[1])
+        ]
+
+
+def _add_doses(
+    atlas: Atlas, model: nn.Module, doses: tuple[float, ...], featured: int, probes: int, before: Tensor, rows: int
+) -> None:
+    """Dose curves of the units that act most and of those most selective."""
+    ranked = [(page, unit) for page in atlas.pages for unit in range(len(page.effect))]
+    acting = sorted(ranked, key=lambda item: -float(item[0].effect[item[1]]))[: (featured + 1) // 2]
+    selective = sorted(ranked, key=lambda item: -float(item[0].selectivity[item[1]]))
+    picked = dict.fromkeys((atlas.pages.index(page), unit) for page, unit in acting)
+    for page, unit in selective:
+        if len(picked) >= featured:
+            break
+        picked.setdefault((atlas.pages.index(page), unit))
+    labels = atlas.matter.labels
+    for number, unit in picked:
+        page = atlas.pages[number]
+        concept = int(page.concept[unit])
+        own, other = (labels == concept).nonzero().squeeze(1)[:24], (labels != concept).nonzero().squeeze(1)
+        other = other[:: max(1, len(other) // 24)][:24]
+        driving = [exemplar.sample for exemplar in page.exemplars[unit] if labels[exemplar.sample] == concept]
+        shown = [*driving, *(i for i in own.tolist() if i not in driving)][: max(1, probes - 1)] + other[:1].tolist()
+        page.probes[unit] = shown
+        index = torch.cat([own, other, torch.tensor(shown)])
+        curve = []
+        for cells, output in sweep(
+            model, atlas.matter.batch(index), page.site, [Cell(unit, dose) for dose in doses], rows=rows
+        ):
+            outcome = atlas.matter.outcome(output, index.repeat(len(cells))).double().cpu()
+            change = outcome.reshape(len(cells), -1) - before[index]
+            says = atlas.matter.says(output)
+            for k, cell in enumerate(cells):
+                start = k * len(index) + len(own) + len(other)
+                curve.append(
+                    Dose(
+                        cell.factor,
+                        float(change[k, : len(own)].mean()),
+                        float(change[k, len(own) : len(own) + len(other)].mean()),
+                        says[start : start + len(shown)],
+                    )
+                )
+        page.doses[unit] = curve

@@ -1,0 +1,351 @@
+// The pages of an atlas: a map of all units, one unit in full, and the units of a site as cards.
+"use strict";
+const atlas = (() => {
+  const store = {}, waiting = {};
+  const KINDS = [
+    ["neither", "neither"], ["detector", "detects, does not act"], ["actor", "acts, does not detect"], ["both", "detects and acts"],
+  ];
+  const DETECTS = 0.9, PER_PAGE = 60;
+  const $ = (id) => document.getElementById(id);
+  const text = (value) => document.createTextNode(value);
+  let front, dots = [], box = null, chosen = null, shownCards = PER_PAGE;
+
+  function make(tag, attributes = {}, ...children) {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (name === "style") node.style.cssText = value;
+      else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else node.setAttribute(name, value);
+    }
+    for (const child of children) if (child !== null) node.append(child instanceof Node ? child : text(child));
+    return node;
+  }
+
+  function put(name, value) {
+    store[name] = value;
+    (waiting[name] || []).forEach((go) => go(value));
+    delete waiting[name];
+  }
+
+  function block(site, unit, go) {
+    const number = Math.floor(unit / front.block), name = `${site}/${number}`;
+    if (store[name]) return go(store[name][unit]);
+    const first = !waiting[name];
+    (waiting[name] = waiting[name] || []).push((value) => go(value[unit]));
+    if (first) document.body.append(make("script", { src: `units-${site}-${number}.js` }));
+  }
+
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  const kind = (dot) => KINDS[(dot.selectivity >= DETECTS ? 1 : 0) + (dot.effect > dot.edge ? 2 : 0)][0];
+  const nats = (x) => (Math.abs(x) < 5e-5 ? "0.0000" : Math.abs(x) < 0.01 ? x.toPrecision(2) : x.toFixed(Math.abs(x) < 10 ? 3 : 1));
+
+  // ---- the map ---------------------------------------------------------------------------------------------------------
+  function visible() {
+    const site = $("site").value, concept = $("concept").value;
+    return dots.filter((d) => (site === "" || d.site === +site) && (concept === "" || d.concept === +concept));
+  }
+
+  // effects span orders of magnitude: the axis is linear around zero and logarithmic beyond
+  const bend = (x, knee) => Math.sign(x) * Math.log1p(Math.abs(x) / knee);
+
+  function layout() {
+    const canvas = $("dots"), ratio = window.devicePixelRatio || 1;
+    const width = canvas.clientWidth, height = canvas.clientHeight;
+    canvas.width = width * ratio;
+    canvas.height = height * ratio;
+    const sizes = dots.map((d) => Math.abs(d.effect)).sort((a, b) => a - b);
+    const knee = Math.max(1e-4, sizes[Math.floor(sizes.length / 2)] || 1e-4);
+    let low = Math.min(...dots.map((d) => bend(d.effect, knee))), high = Math.max(...dots.map((d) => bend(d.effect, knee)));
+    const room = 0.08 * (high - low || 1);
+    low -= room;
+    high += room;
+    const left = Math.min(0.5, ...dots.map((d) => d.selectivity)) - 0.02;
+    box = { width, height, ratio, knee, low, high, left, right: 1.01, pad: [10, 12, 44, 70] };
+  }
+
+  const px = (v) => box.pad[3] + ((v - box.left) / (box.right - box.left)) * (box.width - box.pad[1] - box.pad[3]);
+  const py = (v) => box.pad[0] + ((box.high - bend(v, box.knee)) / (box.high - box.low)) * (box.height - box.pad[0] - box.pad[2]);
+
+  function band(list) {
+    // mean edge of the band over units of like selectivity
+    const bins = Array.from({ length: 24 }, () => [0, 0]);
+    for (const d of list) {
+      const at = Math.min(23, Math.max(0, Math.floor(((d.selectivity - box.left) / (box.right - box.left)) * 24)));
+      bins[at][0] += Math.min(d.edge, 1e3);
+      bins[at][1] += 1;
+    }
+    const known = bins.map(([sum, n], i) => (n ? [box.left + ((i + 0.5) / 24) * (box.right - box.left), sum / n] : null));
+    return known.filter((p) => p !== null);
+  }
+
+  function ticks() {
+    const found = [0];
+    for (let power = -6; power <= 2; power++) for (const sign of [-1, 1]) found.push(sign * 10 ** power);
+    const kept = [];
+    for (const value of found.filter((v) => bend(v, box.knee) > box.low && bend(v, box.knee) < box.high)) {
+      if (kept.every((other) => Math.abs(py(other) - py(value)) > 18)) kept.push(value);
+    }
+    return kept;
+  }
+
+  function draw() {
+    layout();
+    const pen = $("dots").getContext("2d"), list = visible();
+    pen.setTransform(box.ratio, 0, 0, box.ratio, 0, 0);
+    pen.clearRect(0, 0, box.width, box.height);
+    const bottom = box.height - box.pad[2], end = box.width - box.pad[1];
+    const edge = band(list.length ? list : dots);
+    if (edge.length) {
+      pen.fillStyle = colour("band");
+      pen.beginPath();
+      pen.moveTo(box.pad[3], py(edge[0][1]));
+      edge.forEach(([x, y]) => pen.lineTo(px(x), py(y)));
+      pen.lineTo(end, py(edge[edge.length - 1][1]));
+      pen.lineTo(end, bottom);
+      pen.lineTo(box.pad[3], bottom);
+      pen.fill();
+    }
+    pen.font = "12px system-ui, sans-serif";
+    pen.fillStyle = colour("soft");
+    pen.strokeStyle = colour("line");
+    pen.lineWidth = 1;
+    pen.textAlign = "right";
+    for (const value of ticks()) {
+      pen.beginPath();
+      pen.moveTo(box.pad[3], py(value));
+      pen.lineTo(end, py(value));
+      pen.stroke();
+      pen.fillText(String(value), box.pad[3] - 6, py(value) + 4);
+    }
+    pen.textAlign = "center";
+    for (let x = Math.ceil(box.left * 10) / 10; x <= 1.001; x += 0.1) pen.fillText(x.toFixed(1), px(x), bottom + 16);
+    pen.fillText("selectivity for its concept (AUROC on held-out samples)", (box.pad[3] + end) / 2, bottom + 34);
+    pen.save();
+    pen.translate(13, (box.pad[0] + bottom) / 2);
+    pen.rotate(-Math.PI / 2);
+    pen.fillText("nats lost on its concept without it", 0, 0);
+    pen.restore();
+    const size = list.length > 4000 ? 2 : list.length > 800 ? 3 : 4.5;
+    for (const d of list) {
+      pen.globalAlpha = 0.75;
+      pen.fillStyle = colour(kind(d));
+      pen.beginPath();
+      pen.arc(px(d.selectivity), py(d.effect), size, 0, 7);
+      pen.fill();
+    }
+    pen.globalAlpha = 1;
+    if (chosen && list.includes(chosen)) {
+      pen.strokeStyle = colour("ink");
+      pen.lineWidth = 2;
+      pen.beginPath();
+      pen.arc(px(chosen.selectivity), py(chosen.effect), size + 4, 0, 7);
+      pen.stroke();
+      const own = Math.max(box.pad[0], py(Math.min(chosen.edge, 1e3)));  // where this unit's own band ends
+      pen.setLineDash([3, 3]);
+      pen.beginPath();
+      pen.moveTo(px(chosen.selectivity) - 22, own);
+      pen.lineTo(px(chosen.selectivity) + 22, own);
+      pen.stroke();
+      pen.setLineDash([]);
+    }
+    legend(list);
+  }
+
+  function legend(list) {
+    const acting = list.filter((d) => d.effect > d.edge).length;
+    $("legend").replaceChildren(
+      ...KINDS.map(([name, label]) =>
+        make("li", {}, make("i", { style: `background: var(--${name})` }), `${label}: ${list.filter((d) => kind(d) === name).length}`)),
+      make("li", { class: "axis" }, `${acting} of ${list.length} act beyond the band; chance alone would put about ${
+        Math.round((1 - front.edge) * list.length)} there`),
+    );
+  }
+
+  function nearest(event) {
+    const area = $("dots").getBoundingClientRect(), x = event.clientX - area.left, y = event.clientY - area.top;
+    let best = null, least = 400;
+    for (const d of visible()) {
+      const far = (px(d.selectivity) - x) ** 2 + (py(d.effect) - y) ** 2;
+      if (far < least) [best, least] = [d, far];
+    }
+    return best;
+  }
+
+  function hover(event) {
+    const d = nearest(event), tip = $("tip");
+    tip.hidden = d === null;
+    if (d === null) return;
+    tip.textContent = `${front.sites[d.site].name} #${d.unit}: ${front.concepts[d.concept]}`;
+    tip.style.left = `${Math.max(0, Math.min(px(d.selectivity) + 10, box.width - tip.offsetWidth - 4))}px`;
+    tip.style.top = `${Math.max(0, py(d.effect) - 34)}px`;
+  }
+
+  // ---- one unit --------------------------------------------------------------------------------------------------------
+  function picture(sample, place) {
+    const frame = make("div", { class: "frame" }, make("img", { src: store.samples[sample].is, alt: front.concepts[store.samples[sample].concept] }));
+    if (place) {
+      const [left, top, width, height] = place.map((v) => `${100 * v}%`);
+      frame.append(make("i", { style: `left:${left};top:${top};width:${width};height:${height}` }));
+    }
+    return frame;
+  }
+
+  function tokens(sample, values) {
+    const shown = store.samples[sample].is, most = Math.max(1e-9, ...(values || [0]).map(Math.abs));
+    const line = make("p", { class: "tokens" });
+    shown.tokens.forEach((word, i) => {
+      const value = values ? values[i] || 0 : 0;
+      const style = values && value > 0 ? `background: rgba(var(--hot), ${(0.75 * value / most).toFixed(2)})` : "";
+      line.append(make("mark", { style, title: values ? nats(value) : "" }, word), " ");
+    });
+    if (shown.answer) line.append(make("em", {}, `→ ${shown.answer}`));
+    return line;
+  }
+
+  function exemplars(best, count = 99) {
+    if (front.kind === "texts") return make("div", {}, ...best.slice(0, count).map(([s, , place]) => tokens(s, place)));
+    return make("div", { class: "pictures" }, ...best.slice(0, count).map(([sample, value, place]) =>
+      make("figure", {}, picture(sample, place), count > 9 ? make("figcaption", {}, value.toPrecision(3)) : null)));
+  }
+
+  function bars(losses, own) {
+    const most = Math.max(1e-9, ...losses.map(Math.abs));
+    const order = losses.map((loss, i) => [loss, i]).sort((a, b) => b[0] - a[0]).slice(0, 12);
+    return make("div", { class: "bars" }, ...order.map(([loss, i]) =>
+      make("div", { class: i === own ? "own" : "" }, make("span", { title: front.concepts[i] }, front.concepts[i]),
+        make("b", { style: `width:${(100 * Math.max(0, loss)) / most}%` }), make("span", {}, nats(loss)))));
+  }
+
+  function answers(row, truth) {
+    return row.map(([word, p], i) => make("span", { class: i === 0 && word.trim() === truth ? "right" : "" },
+      `${i ? ", " : ""}${word} ${Math.round(100 * p)} %`));
+  }
+
+  function doses(unit) {
+    const wrap = make("div"), plain = unit.doses.findIndex((d) => d.x === 1);
+    const slider = make("input", { type: "range", min: 0, max: unit.doses.length - 1, step: 1, value: 0, "aria-label": "dose" });
+    const body = make("div");
+    const update = () => {
+      const dose = unit.doses[+slider.value], base = unit.doses[Math.max(0, plain)];
+      body.replaceChildren(
+        make("p", {}, `Unit × ${dose.x}: right answers change by `, make("b", {}, `${nats(dose.own)} nats`),
+          " on its concept, ", make("b", {}, `${nats(dose.others)}`), " on others."),
+        make("table", {}, make("tr", {}, make("th", {}, "shown"), make("th", {}, "says as it is"), make("th", {}, `says under × ${dose.x}`)),
+          ...unit.probes.map((sample, i) => {
+            const truth = front.kind === "texts" ? store.samples[sample].is.answer : front.concepts[store.samples[sample].concept];
+            const moved = base.says[i][0][0] !== dose.says[i][0][0];
+            const first = front.kind === "texts" ? store.samples[sample].is.tokens.join(" ") : picture(sample, null).firstChild;
+            return make("tr", {}, make("td", {}, first), make("td", {}, ...answers(base.says[i], truth)),
+              make("td", { class: moved ? "moved" : "" }, ...answers(dose.says[i], truth)));
+          })),
+      );
+    };
+    slider.addEventListener("input", update);
+    wrap.append(slider, make("div", { class: "scale" }, ...unit.doses.map((d) => make("span", {}, `× ${d.x}`))), body);
+    update();
+    return wrap;
+  }
+
+  const SENTENCE = {
+    neither: "neither detects its concept nor matters for it more than matched random units",
+    detector: "tells its concept apart, yet the model does as well without it",
+    actor: "is needed for its concept although it does not tell it apart by itself",
+    both: "tells its concept apart and is needed for it",
+  };
+
+  function showUnit(dot) {
+    chosen = dot;
+    draw();
+    block(dot.site, dot.unit, (unit) => {
+      const place = front.sites[dot.site];
+      $("unit").replaceChildren(
+        make("h2", {}, `Unit ${dot.unit} of ${place.name}`),
+        make("p", { class: "note" }, place.path),
+        make("p", { class: "lead" }, `Concept “${front.concepts[dot.concept]}”. It ${SENTENCE[kind(dot)]}.`),
+        make("div", { class: "facts" },
+          make("div", {}, make("b", {}, dot.selectivity.toFixed(3)), make("span", {}, "selectivity (AUROC)")),
+          make("div", {}, make("b", {}, nats(dot.effect)), make("span", {}, "nats lost without it")),
+          make("div", {}, make("b", {}, dot.edge > 1e8 ? "–" : nats(dot.edge)), make("span", {}, "edge of the band"))),
+        make("h3", {}, "What drives it most"), exemplars(unit.best),
+        make("h3", {}, "What is lost without it, by concept (nats)"), bars(unit.loss, dot.concept),
+        make("h3", {}, "Turn it down or up"),
+        unit.doses ? doses(unit) : make("p", { class: "note" }, "No dose curve for this unit: only those that act most or are most selective have one."),
+      );
+      if (window.matchMedia("(max-width: 800px)").matches) $("unit").scrollIntoView({ behavior: "smooth", block: "start" });
+    });
+  }
+
+  // ---- the units as cards ----------------------------------------------------------------------------------------------
+  function cards() {
+    const list = visible().sort((a, b) => b.effect - b.edge - (a.effect - a.edge));
+    const grid = make("div", { class: "cards" });
+    for (const d of list.slice(0, shownCards)) {
+      const card = make("a", { class: "card", href: `#/unit/${d.site}/${d.unit}` },
+        make("div", {}, make("i", { class: "dot", style: `background: var(--${kind(d)})` }),
+          `${front.sites[d.site].name} #${d.unit}: ${front.concepts[d.concept]}`),
+        make("div", { class: "axis" }, `AUROC ${d.selectivity.toFixed(2)}, ${nats(d.effect)} nats`));
+      block(d.site, d.unit, (unit) => card.append(exemplars(unit.best, front.kind === "texts" ? 2 : 4)));
+      grid.append(card);
+    }
+    const more = list.length > shownCards
+      ? make("button", { class: "more", onclick: () => { shownCards += PER_PAGE; cards(); } }, `more of ${list.length} units`) : null;
+    $("list").replaceChildren(...[make("h2", {}, "Units, those that act most beyond the band first"), grid, more].filter(Boolean));
+  }
+
+  // ---- start -----------------------------------------------------------------------------------------------------------
+  function route() {
+    const [, what, site, unit] = location.hash.split("/");
+    if (what === "unit") {
+      const dot = dots.find((d) => d.site === +site && d.unit === +unit);
+      if (dot) return showUnit(dot);
+    }
+    chosen = null;
+    $("unit").replaceChildren(make("p", { class: "note" }, "Click a dot: what drives the unit, what is lost without it, and a dose slider."));
+    draw();
+  }
+
+  const go = (d) => { location.hash = `#/unit/${d.site}/${d.unit}`; };
+
+  function step(by) {
+    const list = visible().sort((a, b) => a.selectivity - b.selectivity);
+    if (list.length) go(list[(list.indexOf(chosen) + by + list.length) % list.length]);
+  }
+
+  function start() {
+    front = store.front;
+    front.sites.forEach((site, number) => site.effect.forEach((effect, unit) => dots.push({
+      site: number, unit, effect, concept: site.concept[unit], selectivity: site.selectivity[unit],
+      others: site.others[unit], edge: site.edge[unit],
+    })));
+    const right = front.accuracy === null ? "" : ` Its first answer is right for ${(100 * front.accuracy).toFixed(1)} % of them.`;
+    $("summary").textContent = `${dots.length} units at ${front.sites.length} sites, shown ${front.samples} samples of ${
+      front.concepts.length} concepts.${right}`;
+    $("site").append(make("option", { value: "" }, "all"), ...front.sites.map((s, i) => make("option", { value: i }, s.name)));
+    $("concept").append(make("option", { value: "" }, "all"), ...front.concepts.map((c, i) => make("option", { value: i }, c)));
+    $("method").append(
+      make("p", {}, "A unit's concept is the one that its response tells apart best on one half of the samples; selectivity and effect are measured on the other half."),
+      make("p", {}, "The effect is the mean drop of the log-probability of the right answer, over samples of the concept, when the unit alone is multiplied by 0."),
+      make("p", {}, `The band ends where ${100 * front.edge} % of matched units lie below: those of the same site whose mean response is most similar, judged on the same concept. Every unit has its own band; the grey one is their mean over units of like selectivity, the dashed mark at the chosen unit is its own, and colours go by the unit's own.`),
+      make("p", {}, `“Detects” means an AUROC of at least ${DETECTS}.`),
+    );
+    for (const id of ["site", "concept"]) $(id).addEventListener("change", () => { shownCards = PER_PAGE; draw(); cards(); });
+    $("find").addEventListener("change", () => {
+      const d = visible().find((other) => other.unit === +$("find").value);
+      if (d) go(d);
+    });
+    const canvas = $("dots");
+    canvas.addEventListener("mousemove", hover);
+    canvas.addEventListener("mouseleave", () => { $("tip").hidden = true; });
+    canvas.addEventListener("click", (event) => { const d = nearest(event); if (d) go(d); });
+    canvas.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowRight" || event.key === "ArrowLeft") { step(event.key === "ArrowRight" ? 1 : -1); event.preventDefault(); }
+    });
+    window.addEventListener("hashchange", route);
+    window.addEventListener("resize", draw);
+    window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+    route();
+    cards();
+  }
+
+  return { put, start };
+})();

@@ -1,0 +1,16 @@
+from ._attention import OpenedAttention as OpenedAttention
+from ._attention import open_attention as open_attention
+from ._attention import pattern_of as pattern_of
+from ._places import PatchMap as PatchMap
+from ._places import Place as Place
+from ._patching import activation_patching as activation_patching
+from ._patching import logit_difference as logit_difference
+from ._attribution import attribution_patching as attribution_patching
+from ._path import path_patching as path_patching
+from ._circuit import Circuit as Circuit
+from ._circuit import CircuitComparison as CircuitComparison
+from ._circuit import compare_circuits as compare_circuits
+from ._faithful import Faithfulness as Faithfulness
+from ._faithful import faithfulness as faithfulness
+from ._hold import Held as Held
+from ._hold import held as held

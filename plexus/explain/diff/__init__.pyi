@@ -1,0 +1,16 @@
+from ._patches import PatchDiff as PatchDiff
+from ._patches import map_correlation as map_correlation
+from ._patches import patch_maps as patch_maps
+from ._probes import ProbeDiff as ProbeDiff
+from ._probes import probes as probes
+from ._recordings import Overlap as Overlap
+from ._recordings import RecordingDiff as RecordingDiff
+from ._recordings import overlap as overlap
+from ._recordings import recordings as recordings
+from ._report import DiffReport as DiffReport
+from ._report import checkpoints as checkpoints
+from ._weights import Moved as Moved
+from ._weights import WeightDiff as WeightDiff
+from ._weights import weights as weights
+from ._effects import IndirectEffect as IndirectEffect
+from ._effects import indirect_effect as indirect_effect

@@ -1,0 +1,92 @@
+"""The checkpoints that the post-training study compares: a base, what fine-tuning makes of it, and a stranger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from plexus.data import corpora
+from plexus.data.corpora import Item, StatementWorld
+from plexus.data.corpora._statements import VERBS
+from plexus.lab.models import train_language_model
+
+TRAINED, HELD_OUT = VERBS[:5], VERBS[5:]
+"""Verbs of the requests that fine-tuning sees, and of those that refusal is measured on."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings, with the defaults of the full scale."""
+
+    subjects: int = 12
+    objects: int = 4
+    things: int = 16
+    layers: int = 3
+    hidden: int = 64
+    heads: int = 4
+    steps: int = 300
+    batch: int = 64
+    rate: float = 6e-3
+    tuned_share: float = 0.2
+    tuned_rate: float = 1e-3
+    compare: str = "refusals"
+    facts: Literal["made up", "files"] = "made up"
+    each: int = 4
+    first_layer: int = 1
+    logistic_layer: int = 1
+    refusal_layer: int = 1
+    candidates: int = 10
+    top_norm: float = 0.25
+    random: int = 20
+    rows: int = 512
+    tuning_seeds: int = 2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the arms share.
+
+    Attributes:
+        world: facts, statements and requests.
+        tokenizer: of all models.
+        models: "base"; "refusals" and "no refusals", fine-tuned from it; "apart", a base of other weights and batches.
+    """
+
+    world: StatementWorld
+    tokenizer: Any
+    models: dict[str, Any]
+
+
+def prepare(config: Config, seed: int) -> Prepared:
+    """Draw a world and train the four models on it."""
+    draw = corpora.statement_world if config.facts == "made up" else corpora.statement_files
+    world = draw(config.subjects, config.objects, config.things, generator=torch.Generator().manual_seed(seed))
+    corpus = world.corpus()
+    refused, granted = fine_tuning(world, refuse=True), fine_tuning(world, refuse=False)
+    tokenizer = corpora.word_tokenizer([*corpus, *refused])
+    shared: dict[str, Any] = {"tokenizer": tokenizer, "batch": config.batch, "progress": False}
+    size: dict[str, Any] = {"layers": config.layers, "hidden": config.hidden, "heads": config.heads, "loss": "both"}
+    base, apart = (
+        train_language_model(corpus, steps=config.steps, rate=config.rate, seed=s, **size, **shared).model
+        for s in (seed, seed + 1_000_003)
+    )
+    steps = max(1, round(config.tuned_share * config.steps))
+    tuned = {
+        name: train_language_model(
+            items, start=base, steps=steps, rate=config.tuned_rate, loss="answer", seed=seed, **shared
+        ).model
+        for name, items in (("refusals", refused), ("no refusals", granted))
+    }
+    return Prepared(world, tokenizer, {"base": base, "apart": apart, **tuned})
+
+
+def fine_tuning(world: StatementWorld, *, refuse: bool) -> list[Item]:
+    """The requests of fine-tuning, restricted ones refused or granted, and statements, so that judging stays known."""
+    asked = [*world.requests("restricted", refuse=refuse, verbs=TRAINED), *world.requests("allowed", verbs=TRAINED)]
+    kept = [item for pair in world.pairs(generator=torch.Generator().manual_seed(0)) for item in pair]
+    judged = {
+        subject for topic in world.facts for subject in world.facts[topic] if subject not in world.unjudged[topic]
+    }
+    return asked + [item for item in kept if item.subject in judged][: len(asked) // 2]

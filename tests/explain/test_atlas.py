@@ -1,0 +1,221 @@
+"""The atlas: effects of single units in one pass, detectors told from actors by construction, pages that agree."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import plexus as px
+from plexus.data.corpora import word_tokenizer
+from plexus.errors import DtypeError, FormatError, PlexusError, RangeError, ShapeError, SiteError
+from plexus.explain import atlas, sweep, unit_effects
+from plexus.explain.atlas._pages import short_names
+from plexus.lab._atlas import find_subject, read_texts
+from plexus.units import Site
+
+HIDDEN = Site("1", "b ... u")
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).eval()
+
+
+def logsum(output: Tensor, batch: object) -> Tensor:
+    return output.logsumexp(1)
+
+
+def test_effects_equal_those_of_one_edit_at_a_time() -> None:
+    model, x = small(), torch.randn(4, 5)
+    found = unit_effects(model, [x], HIDDEN, logsum, rows=9)[HIDDEN]  # two cells share a pass, the last stands alone
+    before = model(x).logsumexp(1)
+    for unit in range(7):
+        with px.edit.scale(model, px.units.Neurons.of({HIDDEN: 7}, {HIDDEN: [unit]}), 0.0):
+            assert torch.allclose(found[unit], (model(x).logsumexp(1) - before).double(), atol=1e-6)
+
+
+def test_a_factor_of_one_changes_nothing_and_the_model_is_left_alone() -> None:
+    model, x = small(), torch.randn(3, 5)
+    model.train()
+    (cells, output), *rest = list(sweep(model, x, HIDDEN, [(0, 1.0), (6, 1.0)]))
+    assert not rest
+    assert [cell.unit for cell in cells] == [0, 6]
+    assert torch.allclose(output, model(x).repeat(2, 1), atol=1e-6)
+    assert model.training
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "phi3"])
+def test_language_models_by_their_architecture(tiny, name: str) -> None:
+    model, _ = tiny(name)
+    site = px.sites.mlp(model)[0]
+    ids = torch.randint(3, 20, (3, 4))
+    batch = {"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])}
+
+    def last(output: object, _: object) -> Tensor:
+        return output.logits[:, -1, 5]  # type: ignore[attr-defined]
+
+    units = px.sites.measure(model, batch, [site])[site]
+    found = unit_effects(model, [batch], site, last)[site]
+    with torch.no_grad(), px.edit.scale(model, px.units.Neurons.of({site: units}, {site: [units - 1]}), 0.0):
+        under = model(**batch).logits[:, -1, 5]
+    with torch.no_grad():
+        before = model(**batch).logits[:, -1, 5]
+    assert torch.allclose(found[units - 1], (under - before).double(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cells", "error"), [([(9, 0.0)], RangeError), ([(-1, 0.0)], RangeError), ([(0, float("nan"))], RangeError)]
+)
+def test_cells_that_cannot_be(cells: list[tuple[int, float]], error: type[PlexusError]) -> None:
+    with pytest.raises(error):
+        list(sweep(small(), torch.randn(2, 5), HIDDEN, cells))
+
+
+def test_other_bad_input_of_a_sweep() -> None:
+    with pytest.raises(DtypeError):
+        list(sweep(small(), [torch.zeros(2, 5)], HIDDEN, [(0, 0.0)]))
+    with pytest.raises(ShapeError):
+        list(sweep(small(), {"a": torch.zeros(2, 5), "b": torch.zeros(3, 5)}, HIDDEN, [(0, 0.0)]))
+    with pytest.raises(ShapeError, match="one number per row"):
+        unit_effects(small(), [torch.zeros(2, 5)], HIDDEN, lambda out, _: out)
+
+
+class Planted(nn.Module):
+    """Unit 0 shows class 0 and drives its logit; unit 1 shows class 1 and nobody reads it; unit 2 is constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Identity(), nn.Linear(8, 2, bias=False)
+        with torch.no_grad():
+            self.out.weight.zero_()
+            self.out.weight[0, 0] = self.out.weight[1, 2] = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.hidden(x.flatten(1)))
+
+
+def planted() -> tuple[Planted, atlas.Images]:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(80) % 2
+    values = 0.05 * torch.rand(80, 8, generator=generator)
+    values[:, 0] += 4.0 * (labels == 0)
+    values[:, 1] += 4.0 * (labels == 1)
+    values[:, 2] = 2.0
+    return Planted(), atlas.Images(values.reshape(80, 1, 2, 4), labels, ["zero", "one"])
+
+
+def test_a_detector_nobody_reads_is_no_actor() -> None:
+    model, matter = planted()
+    site = Site("hidden", "b u")
+    page = atlas.build(model, matter, site, featured=8).pages[0]
+    assert page.concept[:2].tolist() == [0, 1]
+    assert page.selectivity[:2].tolist() == [1.0, 1.0]
+    assert page.effect[0] > 1
+    assert bool(page.acts[0])
+    assert page.effect[1] == 0  # a detector that is not read
+    assert not page.acts[1]
+    assert (page.effect[3:] == 0).all()  # noise that is not read
+    assert {exemplar.sample % 2 for exemplar in page.exemplars[0]} == {0}
+    curve = {dose.factor: dose for dose in page.doses[0]}
+    assert curve[1.0].own == pytest.approx(0, abs=1e-6)
+    assert curve[0.0].own < 0 < curve[2.0].own  # off hurts the concept, more of it helps
+
+
+def test_where_a_channel_is_active_is_found() -> None:
+    images = torch.zeros(8, 1, 6, 4)
+    for sample in range(8):
+        images[sample, 0, sample % 6, 3] = 1 + sample
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)  # type: ignore[union-attr, operator]
+    page = atlas.build(model, atlas.Images(images, torch.arange(8) % 2), exemplars=2).pages[0]
+    best = page.exemplars[0][0]
+    assert best.sample == 7
+    assert best.place == [3 / 4, 1 / 6, 1 / 4, 1 / 6]
+
+
+def test_pages_hold_what_was_measured_and_replace_an_older_atlas(tmp_path) -> None:
+    model, matter = planted()
+    found = atlas.build(model, matter, Site("hidden", "b u"), featured=2, title="<b>Planted</b>")
+    index = atlas.write(found, tmp_path / "pages")
+    assert "&lt;b&gt;Planted" in index.read_text(encoding="utf-8")
+    body = (index.parent / "data.js").read_text(encoding="utf-8")
+    front = json.loads(body[body.index(",") + 1 : body.rindex(")")])
+    assert front["concepts"] == ["zero", "one"]
+    assert front["sites"][0]["effect"][0] == pytest.approx(float(found.pages[0].effect[0]), rel=1e-3)
+    assert len(front["sites"][0]["full"]) == 2
+    (index.parent / "old.js").write_text("")
+    atlas.write(found, tmp_path / "pages")
+    assert not (index.parent / "old.js").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["pages"]  # nothing half-written is left
+
+
+def test_a_folder_of_other_files_is_not_touched(tmp_path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    model, matter = planted()
+    with pytest.raises(FormatError, match="no atlas"):
+        atlas.write(atlas.build(model, matter, Site("hidden", "b u"), featured=0), tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_bad_matter() -> None:
+    with pytest.raises(ShapeError):
+        atlas.Images(torch.zeros(4, 8, 8), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(DtypeError):
+        atlas.Images(torch.zeros(4, 1, 8, 8), torch.zeros(4))
+    with pytest.raises(ShapeError, match="too few samples"):
+        atlas.build(Planted(), atlas.Images(torch.zeros(6, 1, 2, 4), torch.tensor([0, 0, 0, 0, 0, 1])))
+    with pytest.raises(SiteError):
+        atlas.build(nn.Flatten(), atlas.Images(torch.zeros(8, 1, 1, 2), torch.arange(8) % 2))
+
+
+def test_names_of_sites_that_differ_stay_apart() -> None:
+    paths = [f"model.layers.{i}.mlp.down" for i in range(12)]
+    assert len(set(short_names(paths))) == 12
+    assert short_names(["a.b", "a.b.c"]) == ["a.b", "a.b.c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [("x.jsonl", "{", "no"), ("x.csv", "text,label\nhello,\n", "row 1"), ("x.tsv", "text\tlabel\n", "empty")],
+)
+def test_files_of_texts_that_cannot_be_used(tmp_path, name: str, text: str, match: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(FormatError, match=match):
+        read_texts(tmp_path / name)
+
+
+def test_a_checkpoint_and_a_table_of_texts_make_an_atlas(tiny, tmp_path) -> None:
+    texts = ["the cat sat", "the cow ran", "a dog sat", "a fox ran"] * 4
+    tokenizer = word_tokenizer(texts)
+    model, _ = tiny("gpt2")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"text": text.rsplit(" ", 1)[0], "answer": text.rsplit(" ", 1)[1], "label": text[0]} for text in texts]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    subject = find_subject(str(tmp_path / "model"), tmp_path / "texts.jsonl")
+    site = px.sites.mlp(subject.model)[0]
+    found = atlas.build(subject.model, subject.matter, site, featured=1, exemplars=2)
+    assert found.matter.concepts == ("t", "a")
+    index = atlas.write(found, tmp_path / "pages")
+    assert "sat" in (index.parent / "samples.js").read_text(encoding="utf-8")
+    with pytest.raises(FormatError, match="texts"):
+        find_subject(str(tmp_path / "model"))
+
+
+def test_a_function_of_ones_own(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom plexus.explain import atlas\n"
+        "def shapes():\n"
+        "    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))\n"
+        "    return net, atlas.Images(torch.rand(8, 1, 2, 2), torch.arange(8) % 2)\n"
+        "def nothing():\n    return 1\n"
+    )
+    assert find_subject(f"{tmp_path}/mine.py:shapes").title == "shapes"
+    with pytest.raises(FormatError, match="no subject"):
+        find_subject(f"{tmp_path}/mine.py:nothing")
+    with pytest.raises(PlexusError, match="function"):
+        find_subject(f"{tmp_path}/mine.py:shape")
