@@ -59,7 +59,7 @@ class Config:
     dropouts: tuple[float, ...] = (0.0, 0.3, 0.5, 0.7)
     parity_hidden: int = 64
     parity_rate: float = 5e-3
-    parity_steps: int = 1200
+    parity_steps: int = 1800
     images: Literal["digits", "mnist", "fashion-mnist"] = "digits"
     image_count: int = 12_000
     epsilons: tuple[float, ...] = (0.0, 0.05, 0.1)
