@@ -38,7 +38,7 @@ from plexus.studies.interpretability import _superposition_networks as networks
 PENALTIES = (0.03, 0.1, 0.3)
 BASELINES = ("participation", "l0", "alive")
 TUNED = {"sae": 0.3, "l0": 0.03, "alive": 0.3}
-"""What `tune` returned on two tuning seeds at full scale (`--set tuning_seeds=2` tunes again)."""
+"""What `tune` returned on three tuning seeds at full scale (`--set tuning_seeds=3` tunes again)."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ class _SuperpositionEntropy(Study):
     def tune(self, config: Config) -> Tuning:
         """The penalty for F, L0 and the features alive: the least mean error on toy models."""
         budget = {name: len(PENALTIES) for name in TUNED}
-        how = "least mean error of the count on toy models over two tuning seeds, found beforehand"
+        how = "least mean error of the count on toy models over three tuning seeds, found beforehand"
         if not config.tuning_seeds:
             return Tuning({name: {"l1": weight} for name, weight in TUNED.items()}, budget, how)
         columns = {"sae": "features", "l0": "l0", "alive": "alive"}
