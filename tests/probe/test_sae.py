@@ -533,7 +533,7 @@ def test_a_doubtful_count_says_so_and_an_impossible_one_is_refused():
     with pytest.warns(UserWarning, match="FVU"):
         sae.superposition(rows, generator=generator(), steps=100, rate=0.02, l1=5.0)
     with pytest.warns(UserWarning, match="settled"):
-        sae.superposition(rows, generator=generator(), steps=30, every=10)
+        sae.superposition(rows, generator=generator(), steps=10, every=10)
     with pytest.raises(RangeError):
         sae.superposition(rows, generator=generator(), expansion=0.5)
     with pytest.raises(RangeError, match="dead"):

@@ -17,7 +17,7 @@ from plexus.studies.interpretability.superposition_entropy import (
     PENALTIES,
     SuperpositionEntropy,
     SuperpositionEntropyMnist,
-    above,
+    nearer,
 )
 
 study = SuperpositionEntropy()
@@ -49,10 +49,11 @@ def test_every_arm_measures_finite_numbers_and_changes_nothing_it_is_given(prepa
 
 
 def test_primary_checks_fail_where_a_rival_counts_as_well() -> None:
-    seed = {name: {"toy_rank": 0.9} for name in ("sae", "noise", "participation", "l0", "alive")}
-    assert above(seed, ("noise",)) == 0.0
-    seed["l0"]["toy_rank"] = 0.95
+    seed = {name: {"toy_error": 0.2} for name in ("sae", "noise", "participation", "l0", "alive")}
+    assert nearer(seed, ("noise",)) == 0.0
+    seed["l0"]["toy_error"] = 0.15
     primary = {check.role: check for check in study.checks if check.primary}
+    seed["noise"]["toy_error"] = 0.19
     assert primary["mechanism"].quantity(seed) < primary["mechanism"].at_least
     assert primary["advantage"].quantity(seed) < primary["advantage"].at_least
 
@@ -91,11 +92,11 @@ def test_a_count_that_is_the_truth_ranks_one_and_errs_by_nothing() -> None:
         "count": torch.tensor([5.0, 9.0, 6.0, 17.0]),
         "features": torch.tensor([10.0, 10.0, 20.0, 20.0]),
     }
-    found = measure.on_toy(facts["norm"].numpy(), facts)
+    found = measure.on_toy(facts["count"].numpy(), facts)
     assert found["toy_rank"] == pytest.approx(1)
     assert found["toy_rank_widest"] == pytest.approx(1)
-    assert found["toy_log_error"] == 0.0
-    assert measure.on_toy(2 * facts["norm"].numpy(), facts)["toy_log_error"] == pytest.approx(math.log(2))
+    assert found["toy_error"] == 0.0
+    assert measure.on_toy(2 * facts["count"].numpy(), facts)["toy_error"] == pytest.approx(math.log(2))
     assert measure.on_toy(np.full(4, 5.0), facts)["toy_rank"] == 0.0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -76,19 +75,20 @@ def gaussian(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 def rank(count: Count, truth: Count) -> float:
     """Spearman correlation; 0 where a count is the same everywhere."""
-    value = float(spearmanr(count, truth).statistic)
-    return value if math.isfinite(value) else 0.0
+    if np.ptp(count) == 0 or np.ptp(truth) == 0:
+        return 0.0
+    return float(spearmanr(count, truth).statistic)
 
 
 def on_toy(count: Count, facts: dict[str, Tensor]) -> dict[str, float]:
     """How a count goes with the number of features that the toy models keep."""
-    truth, widest = facts["norm"].numpy(), facts["features"] == facts["features"].max()
-    error = np.abs(np.log(np.maximum(count, 1e-3) / truth))
+    truth, widest = facts["count"].numpy(), facts["features"] == facts["features"].max()
+    error = np.abs(np.log(np.maximum(count, 1e-3) / np.maximum(truth, 1.0)))
     return {
         "toy_rank": rank(count, truth),
         "toy_rank_widest": rank(count[widest.numpy()], truth[widest.numpy()]),
-        "toy_rank_norms": rank(count, facts["count"].numpy()),
-        "toy_log_error": float(error.mean()),
+        "toy_rank_norms": rank(count, facts["norm"].numpy()),
+        "toy_error": float(error.mean()),
     }
 
 

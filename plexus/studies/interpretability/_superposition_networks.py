@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from plexus import data
 from plexus.probe.robustness import pgd
+from plexus.probe.sae import effective_features
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,10 @@ def toy(config, generator: torch.Generator) -> Counted:
         optimizer.step()
     with torch.no_grad():
         norms = torch.linalg.vector_norm(weight, dim=-1) * real[:, 0]
-        rows = sample(config.toy_rows) @ weight
+        x = sample(config.toy_rows)
+        rows, usage = x @ weight, x.sum(1) * (norms > 0.5)
     facts = {"norm": norms.square().sum(-1), "count": (norms > 0.5).sum(-1).float()}
+    facts["oracle"] = torch.tensor([effective_features(used) if used.any() else 0.5 for used in usage])
     return Counted(rows, {**facts, "features": torch.tensor([float(n) for n, _ in levels])})
 
 
@@ -180,7 +183,7 @@ def adversarial(config, width: int, seed: int, generator: torch.Generator) -> Co
         optimizer.zero_grad()
         loss(logits(attacked(x, y, now)), y).backward()
         optimizer.step()
-    x, y = sample(test, 500)
+    x, y = sample(test, min(500, config.rows))
     against = torch.full_like(epsilons, config.epsilons[1])
     with torch.no_grad():
         clean = (logits(x).argmax(-1) == y).float().mean(1)
