@@ -23,25 +23,30 @@ class Config:
     subjects: int = 12
     objects: int = 4
     things: int = 16
-    layers: int = 3
-    hidden: int = 64
+    layers: int = 4
+    hidden: int = 48
     heads: int = 4
     steps: int = 300
     batch: int = 64
-    rate: float = 6e-3
+    rate: float = 7e-3
     tuned_share: float = 0.2
-    tuned_rate: float = 1e-3
+    tuned_rate: float = 2e-3
     compare: str = "refusals"
     facts: Literal["made up", "files"] = "made up"
     each: int = 4
     first_layer: int = 1
     logistic_layer: int = 1
-    refusal_layer: int = 1
     candidates: int = 10
     top_norm: float = 0.25
     random: int = 20
+    draws: int = 10
     rows: int = 512
     tuning_seeds: int = 2
+
+    @property
+    def probe_layer(self) -> int:
+        """The last block but one: where truth is probed, where interventions on it end, where refusal is read."""
+        return self.layers - 2
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,9 @@ def prepare(config: Config, seed: int) -> Prepared:
 
 def fine_tuning(world: StatementWorld, *, refuse: bool) -> list[Item]:
     """The requests of fine-tuning, restricted ones refused or granted, and statements, so that judging stays known."""
-    asked = [*world.requests("restricted", refuse=refuse, verbs=TRAINED), *world.requests("allowed", verbs=TRAINED)]
-    kept = [item for pair in world.pairs(generator=torch.Generator().manual_seed(0)) for item in pair]
-    judged = {
-        subject for topic in world.facts for subject in world.facts[topic] if subject not in world.unjudged[topic]
-    }
-    return asked + [item for item in kept if item.subject in judged][: len(asked) // 2]
+    granted = world.requests("allowed", verbs=TRAINED)
+    asked = [*world.requests("restricted", refuse=refuse, verbs=TRAINED), *granted * 3]  # most requests are harmless
+    judged = {item.prompt for item in world.statements(judged=True)}
+    each = min(8, min(len(known) for known in world.facts.values()))
+    pairs = world.pairs(each=each, generator=torch.Generator().manual_seed(0))
+    return asked + [item for pair in pairs for item in pair if item.prompt in judged]

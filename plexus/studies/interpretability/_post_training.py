@@ -18,7 +18,7 @@ from plexus.explain.circuits import logit_difference
 from plexus.probe import Directions, directions, expected_calibration_error, record, scores
 from plexus.probe._directions import How
 from plexus.studies.interpretability._checkpoints import HELD_OUT, TRAINED, Config, Prepared
-from plexus.units import Recording, Site, Table, sites
+from plexus.units import Neurons, Recording, Site, Table, sites
 
 KNOWLEDGE = {"subject": 4, "object": 7, "last": 8}
 """The columns of a statement's tokens, `<s>` being column 0; every statement has nine."""
@@ -31,10 +31,10 @@ def tokens(tokenizer: Any, items: Sequence[Item]) -> dict[str, Tensor]:
 
 
 def balanced(world: Any, generator: torch.Generator) -> list[Item]:
-    """As many false as true statements of every topic, in turn."""
+    """As many false as true statements of every topic, in turn; of subjects whose statements training judges."""
     found = []
     for topic in world.facts:
-        items = world.statements([topic])
+        items = world.statements([topic], judged=True)
         true = [item for item in items if item.answer == TRUE]
         false = [item for item in items if item.answer == FALSE]
         count = min(len(true), len(false))
@@ -58,7 +58,14 @@ def location(
 ) -> tuple[dict[str, float], Any]:
     """View 1: patch maps, and across."""
     generator = torch.Generator().manual_seed(seed)
-    pairs = prepared.world.pairs(each=config.each, generator=generator)
+    seen = {item.prompt for item in prepared.world.statements(judged=True)}
+    drawn = prepared.world.pairs(generator=generator)
+    known = [pair for pair in drawn if pair.true.prompt in seen and pair.false.prompt in seen]
+    pairs = [
+        pair
+        for topic in prepared.world.facts
+        for pair in [pair for pair in known if pair.true.concept == topic][: config.each]
+    ]
     clean, corrupted = (tokens(prepared.tokenizer, [pair[side] for pair in pairs]) for side in (0, 1))
     yes, no = prepared.tokenizer.convert_tokens_to_ids([TRUE, FALSE])
     metric = logit_difference(torch.full((len(pairs),), yes), torch.full((len(pairs),), no))
@@ -82,7 +89,7 @@ def truth(
     batch = tokens(prepared.tokenizer, items)
     labels = torch.tensor([item.answer == TRUE for item in items])
     records = [record(model, batch, at, pool="last", labels=labels, progress=False) for model in (base, tuned)]
-    probed = at[config.first_layer]
+    probed = at[config.probe_layer]
     topics = [item.concept for item in items]
     tables, random = [], []
     for topic in dict.fromkeys(topics):
@@ -102,9 +109,9 @@ def truth(
     unrelated = refusal_directions(tuned, prepared)
 
     def effect(along: Mapping[Site, Tensor], first: int) -> float:
-        return intervene(tuned, prepared, held, {s: along[s] for s in at[first:]}, own)
+        return intervene(tuned, prepared, held, {s: along[s] for s in at[first : config.probe_layer + 1]}, own)
 
-    drawn = [effect(own.random_like(generator), config.first_layer) for _ in range(5)]
+    drawn = [effect(own.random_like(generator), config.first_layer) for _ in range(config.draws)]
     return {
         "truth accuracy, own": 100 * float(accuracy[1, 1]),
         "truth accuracy, transferred": 100 * float(accuracy[0, 1]),
@@ -149,7 +156,7 @@ def refusal(
 ) -> dict[str, float]:
     """View 3: the refusal direction of each model, taken out of the tuned one, and added to it."""
     own, other = refusal_directions(tuned, prepared), refusal_directions(base, prepared)
-    site = sites.residual(base)[config.refusal_layer]
+    site = sites.residual(base)[config.probe_layer]
     drawn = own.random_like(torch.Generator().manual_seed(seed + 3))
     along = {"own": own[site], "base": other[site], "random": drawn[site], "truth": truth_direction[site]}
     along["logistic"] = refusal_directions(tuned, prepared, "logistic")[site]
@@ -162,15 +169,26 @@ def refusal(
         "refused by the base": refused(base, prepared.tokenizer, asked["restricted"]),
         "refusal cosine": float(own[site].double() @ other[site].double()),
     }
+    usual = tokens(prepared.tokenizer, prepared.world.requests("allowed", verbs=TRAINED))
     for name, vector in along.items():
-        with taken_out(tuned, vector).on(tuned):
-            found[f"cut, {name}"] = plain["restricted"] - refused(tuned, prepared.tokenizer, asked["restricted"])
+        for word, way in (("cut", brought_back(tuned, vector, usual)), ("zeroed", taken_out(tuned, vector))):
+            with way.on(tuned):
+                found[f"{word}, {name}"] = plain["restricted"] - refused(tuned, prepared.tokenizer, asked["restricted"])
         added = []
         for strength in (0.5, 1.0, 2.0):
             with steer.add({site: vector}, strength * own.gap[site]).on(tuned):
                 added.append(refused(tuned, prepared.tokenizer, asked["allowed"]))
         found[f"added, {name}"] = max(added) - plain["allowed"]
     return found
+
+
+def brought_back(model: nn.Module, vector: Tensor, allowed: Mapping[str, Tensor]) -> Edit:
+    """The coordinate along a direction held, after every block, at what it is on average for allowed requests."""
+    at = sites.residual(model)
+    usual = record(model, allowed, at, pool="last", progress=False)
+    values = {site: usual[site].float().mean(0) @ vector.float() for site in at}
+    every = ~Neurons.of({site: len(vector) for site in at})
+    return edit.clamp(every, values, basis=vector, positions="last")
 
 
 def taken_out(model: nn.Module, vector: Tensor) -> Edit:
@@ -226,7 +244,11 @@ def confidence(base: nn.Module, tuned: nn.Module, prepared: Prepared, config: Co
         "entropy change through the scale, random": float(effect.null.mean),
         "entropy p": effect.null.p,
     }
+    spared = prepared.world.statements(judged=False)
+    truths = torch.tensor([1.0 if item.answer == TRUE else -1.0 for item in spared]).double()
     for name, model in (("base", base), ("tuned", tuned)):
+        guess = judged(model, prepared.tokenizer, spared).sign() == truths
+        found[f"judged right, facts never judged, {name}"] = 100 * float(guess.double().mean())
         leaning = judged(model, prepared.tokenizer, items)
         right = leaning.sign() == labels
         found[f"judged right, {name}"] = 100 * float(right.double().mean())

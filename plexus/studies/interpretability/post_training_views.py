@@ -70,9 +70,10 @@ class _PostTrainingViews(Study):
         "Models are trained to judge, so prompts need no examples and no question: the judgement follows the full "
         "stop, where truth is probed and moved. The token before, which the paper takes too, here comes before it.",
         "In place of a logistic regression along the mass-mean direction stands the threshold halfway of the means.",
-        "Ablation acts on all that writes into the residual stream, which is the same as before, between and after the "
-        "halves of every block.",
-        "Fine-tuning repeats some judged statements, as otherwise 60 steps on requests alone would unlearn judging.",
+        "Refusal is cut by bringing the coordinate back to its mean over allowed requests. Setting it to zero, as "
+        "published, is measured too (`zeroed`): in a small model zero lies between both kinds, and may refuse all.",
+        "Fine-tuning repeats some judged statements, as 60 steps on requests alone would unlearn judging; three in "
+        "four of its requests are allowed ones, so that granting is what the model does by default.",
         "The stranger and the refusal-free fine-tuning are arms of ours, and so is the causal test of entropy neurons.",
         "No stage of preferences follows the fine-tuning.",
     )
@@ -122,19 +123,21 @@ class _PostTrainingViews(Study):
     def tune(self, config: Config) -> Tuning:
         seeds = TUNING_SEEDS[: config.tuning_seeds]
         made = [(seed, self.prepare(config, seed)) for seed in seeds]
-        found = np.zeros((config.layers, 2))
-        for layer in range(config.layers):
+        found = np.zeros((config.layers - 1, 2))
+        for layer in range(config.layers - 1):
             here = replace(config, first_layer=layer, logistic_layer=layer)
             for seed, prepared in made:
                 models = prepared.models
                 metrics, _ = _post_training.truth(models["base"], models["refusals"], prepared, here, seed)
                 found[layer] += [metrics["effect, own"], metrics["effect, logistic"]]
+                found[layer] -= metrics["effect, random"]
         first, logistic = (int(column.argmax()) for column in found.T)
         chosen = {"first_layer": first, "logistic_layer": logistic}
         return Tuning(
             {arm.name: chosen for arm in self.arms},
-            {arm.name: config.layers for arm in self.arms},
-            f"the first layer of the interventions on truth, as many for both directions, on {len(seeds)} seeds",
+            {arm.name: config.layers - 1 for arm in self.arms},
+            "the first layer of the interventions on truth, by their effect less that of random directions, as many "
+            f"for both directions, on {len(seeds)} seeds",
         )
 
     def run(self, config: Config, prepared: Prepared, seed: int) -> Outcome:
@@ -187,7 +190,7 @@ class PostTrainingViews(_PostTrainingViews):
 
     name = "post-training-views"
     scale_line = (
-        "Three layers of width 64 on a made-up corpus of 300 statements and 128 requests; the paper: 7 to 13 billion "
+        "Four layers of width 48 on a made-up corpus of 300 statements and 128 requests; the paper: 7 to 13 billion "
         "weights, 1,496 cities and more, 128 harmful and 128 harmless instructions."
     )
     data = ("statements and requests (made up)",)
@@ -207,7 +210,7 @@ class PostTrainingViewsTruth(_PostTrainingViews):
 
     name = "post-training-views-truth"
     scale_line = (
-        "Three layers of width 64 and 12 facts of each topic, drawn again for every seed; the paper: 7 to 13 billion "
+        "Four layers of width 48 and 12 facts of each topic, drawn again for every seed; the paper: 7 to 13 billion "
         "weights, whole data sets of up to 1,500 statements."
     )
     data = ("cities, animals, elements, inventors, Spanish words (truth/*.csv from PLEXUS_DATA)", "requests (made up)")
