@@ -129,11 +129,11 @@ def test_refusals_are_read_off_the_generated_words(prepared) -> None:
 
 def test_tuning_has_seeds_of_its_own_and_one_choice_for_all_arms(monkeypatch, prepared) -> None:
     asked = []
-    monkeypatch.setattr(PostTrainingViews, "prepare", lambda self, config, seed: asked.append(seed) or prepared)
+    monkeypatch.setattr(_checkpoints, "prepare", lambda config, seed, only: asked.append(seed) or prepared)
     tuning = study.tune(SMOKE)
     assert set(asked) <= set(TUNING_SEEDS)
     assert len({tuple(sorted(choice.items())) for choice in tuning.chosen.values()}) == 1
-    assert set(tuning.budget.values()) == {SMOKE.layers}
+    assert set(tuning.budget.values()) == {SMOKE.layers - 1}
 
 
 def test_a_check_can_fail(found) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,8 +65,8 @@ class Prepared:
     models: dict[str, Any]
 
 
-def prepare(config: Config, seed: int) -> Prepared:
-    """Draw a world and train the four models on it."""
+def prepare(config: Config, seed: int, only: Collection[str] = ("refusals", "no refusals", "apart")) -> Prepared:
+    """Draw a world and train the base and some others on it."""
     draw = corpora.statement_world if config.facts == "made up" else corpora.statement_files
     world = draw(config.subjects, config.objects, config.things, generator=torch.Generator().manual_seed(seed))
     corpus = world.corpus()
@@ -73,18 +74,18 @@ def prepare(config: Config, seed: int) -> Prepared:
     tokenizer = corpora.word_tokenizer([*corpus, *refused])
     shared: dict[str, Any] = {"tokenizer": tokenizer, "batch": config.batch, "progress": False}
     size: dict[str, Any] = {"layers": config.layers, "hidden": config.hidden, "heads": config.heads, "loss": "both"}
-    base, apart = (
-        train_language_model(corpus, steps=config.steps, rate=config.rate, seed=s, **size, **shared).model
-        for s in (seed, seed + 1_000_003)
-    )
-    steps = max(1, round(config.tuned_share * config.steps))
-    tuned = {
-        name: train_language_model(
-            items, start=base, steps=steps, rate=config.tuned_rate, loss="answer", seed=seed, **shared
-        ).model
-        for name, items in (("refusals", refused), ("no refusals", granted))
+    seeds = {"base": seed} | ({"apart": seed + 1_000_003} if "apart" in only else {})
+    models = {
+        name: train_language_model(corpus, steps=config.steps, rate=config.rate, seed=s, **size, **shared).model
+        for name, s in seeds.items()
     }
-    return Prepared(world, tokenizer, {"base": base, "apart": apart, **tuned})
+    steps = max(1, round(config.tuned_share * config.steps))
+    for name, items in (("refusals", refused), ("no refusals", granted)):
+        if name in only:
+            models[name] = train_language_model(
+                items, start=models["base"], steps=steps, rate=config.tuned_rate, loss="answer", seed=seed, **shared
+            ).model
+    return Prepared(world, tokenizer, models)
 
 
 def fine_tuning(world: StatementWorld, *, refuse: bool) -> list[Item]:

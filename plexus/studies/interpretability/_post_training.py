@@ -108,31 +108,43 @@ def truth(
     generator = torch.Generator().manual_seed(seed + 2)
     unrelated = refusal_directions(tuned, prepared)
 
-    def effect(along: Mapping[Site, Tensor], first: int) -> float:
-        return intervene(tuned, prepared, held, {s: along[s] for s in at[first : config.probe_layer + 1]}, own)
-
-    drawn = [effect(own.random_like(generator), config.first_layer) for _ in range(config.draws)]
-    return {
+    stop = config.probe_layer + 1
+    layers = {"": at[config.first_layer : stop], "logistic": at[config.logistic_layer : stop]}
+    drawn = [own.random_like(generator) for _ in range(config.draws)]
+    found = {
         "truth accuracy, own": 100 * float(accuracy[1, 1]),
         "truth accuracy, transferred": 100 * float(accuracy[0, 1]),
         "truth accuracy, random": 100 * float(np.mean(random)),
         "truth cosine": float(own[probed].double() @ base_direction[probed].double()),
-        "effect, own": effect(own, config.first_layer),
-        "effect, transferred": effect(base_direction, config.first_layer),
-        "effect, random": float(np.mean(drawn)),
-        "effect, unrelated": effect(unrelated, config.first_layer),
-        "effect, logistic": effect(logistic_own, config.logistic_layer),
-        "effect, logistic transferred": effect(logistic_base, config.logistic_layer),
-    }, own
+    }
+    for strength, name in ((1.0, "effect"), (0.5, "half effect")):
+
+        def effect(along: Mapping[Site, Tensor], where: str = "", strength: float = strength) -> float:
+            return intervene(tuned, prepared, held, {site: along[site] for site in layers[where]}, own, strength)
+
+        found |= {
+            f"{name}, own": effect(own),
+            f"{name}, transferred": effect(base_direction),
+            f"{name}, random": float(np.mean([effect(one) for one in drawn])),
+            f"{name}, unrelated": effect(unrelated),
+            f"{name}, logistic": effect(logistic_own, "logistic"),
+            f"{name}, logistic transferred": effect(logistic_base, "logistic"),
+        }
+    return found, own
 
 
 def intervene(
-    model: nn.Module, prepared: Prepared, held: Sequence[Item], along: Mapping[Site, Tensor], gaps: Directions
+    model: nn.Module,
+    prepared: Prepared,
+    held: Sequence[Item],
+    along: Mapping[Site, Tensor],
+    gaps: Directions,
+    strength: float = 1.0,
 ) -> float:
-    """Normalised indirect effect of moving along directions by the gap of the classes, both ways."""
+    """Normalised indirect effect of moving along directions by a multiple of the gap of the classes, both ways."""
     true = [item for item in held if item.answer == TRUE]
     false = [item for item in held if item.answer == FALSE]
-    length = {site: gaps.gap[site] for site in along}
+    length = {site: strength * gaps.gap[site] for site in along}
     up = steer.add(dict(along), length, positions="last")
     down = steer.add(dict(along), {site: -size for site, size in length.items()}, positions="last")
     plain = [judged(model, prepared.tokenizer, items) for items in (true, false)]

@@ -72,6 +72,8 @@ class _PostTrainingViews(Study):
         "In place of a logistic regression along the mass-mean direction stands the threshold halfway of the means.",
         "Refusal is cut by bringing the coordinate back to its mean over allowed requests. Setting it to zero, as "
         "published, is measured too (`zeroed`): in a small model zero lies between both kinds, and may refuse all.",
+        "Moving by the whole gap carries nearly all across whatever the direction; so the comparison with the logistic "
+        "direction, which gets the same length, is made at half of it.",
         "Fine-tuning repeats some judged statements, as 60 steps on requests alone would unlearn judging; three in "
         "four of its requests are allowed ones, so that granting is what the model does by default.",
         "The stranger and the refusal-free fine-tuning are arms of ours, and so is the causal test of entropy neurons.",
@@ -110,9 +112,11 @@ class _PostTrainingViews(Study):
         interval("entropy neurons in common (IoU)", of("entropy neurons in common"), role="mechanism", at_least=0.5),
         interval("the same, less what large norms share by chance",
                  gap("entropy neurons in common", "in common by chance"), role="mechanism", at_least=0.1),
-        interval("effect of the transferred mean difference, less the transferred logistic direction",
-                 gap("effect, transferred", "effect, logistic transferred"), role="advantage", primary=True,
+        interval("at half the gap: effect of the transferred mean difference less that of the transferred logistic",
+                 gap("half effect, transferred", "half effect, logistic transferred"), role="advantage", primary=True,
                  at_least=0.0),
+        interval("the same at the whole gap", gap("effect, transferred", "effect, logistic transferred"),
+                 role="advantage", at_least=0.0),
         interval("refusals cut by the mean difference less by the logistic", gap("cut, own", "cut, logistic"),
                  role="advantage", at_least=0.0),
     )  # fmt: skip
@@ -122,21 +126,21 @@ class _PostTrainingViews(Study):
 
     def tune(self, config: Config) -> Tuning:
         seeds = TUNING_SEEDS[: config.tuning_seeds]
-        made = [(seed, self.prepare(config, seed)) for seed in seeds]
+        made = [(seed, _checkpoints.prepare(config, seed, only=(METHOD,))) for seed in seeds]
         found = np.zeros((config.layers - 1, 2))
         for layer in range(config.layers - 1):
             here = replace(config, first_layer=layer, logistic_layer=layer)
             for seed, prepared in made:
                 models = prepared.models
                 metrics, _ = _post_training.truth(models["base"], models["refusals"], prepared, here, seed)
-                found[layer] += [metrics["effect, own"], metrics["effect, logistic"]]
-                found[layer] -= metrics["effect, random"]
+                found[layer] += [metrics["half effect, own"], metrics["half effect, logistic"]]
+                found[layer] -= metrics["half effect, random"]
         first, logistic = (int(column.argmax()) for column in found.T)
         chosen = {"first_layer": first, "logistic_layer": logistic}
         return Tuning(
             {arm.name: chosen for arm in self.arms},
             {arm.name: config.layers - 1 for arm in self.arms},
-            "the first layer of the interventions on truth, by their effect less that of random directions, as many "
+            "the first layer of the interventions on truth, by their effect at half the gap less that of random directions, as many "
             f"for both directions, on {len(seeds)} seeds",
         )
 
