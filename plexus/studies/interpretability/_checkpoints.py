@@ -35,8 +35,8 @@ class Config:
     compare: str = "refusals"
     facts: Literal["made up", "files"] = "made up"
     each: int = 4
-    first_layer: int = 1
-    logistic_layer: int = 1
+    first_layer: int = 0
+    logistic_layer: int = 0
     candidates: int = 10
     top_norm: float = 0.25
     random: int = 20

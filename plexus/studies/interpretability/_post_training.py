@@ -214,12 +214,8 @@ def taken_out(model: nn.Module, vector: Tensor) -> Edit:
 
 def refused(model: nn.Module, tokenizer: Any, items: Sequence[Item]) -> float:
     """Share of greedy answers, in per cent, that begin with the words of a refusal."""
-    batch = tokens(tokenizer, items)
-    with torch.no_grad():
-        said = model.generate(**batch, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    answers = tokenizer.batch_decode(said[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     start = " ".join(REFUSED.split()[:2])
-    return 100 * float(np.mean([answer.startswith(start) for answer in answers]))
+    return 100 * diff.refusals(model, tokenizer, [item.prompt for item in items], phrases=[start], tokens=6).rate
 
 
 def confidence(base: nn.Module, tuned: nn.Module, prepared: Prepared, config: Config, seed: int) -> dict[str, float]:

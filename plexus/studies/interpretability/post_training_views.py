@@ -140,8 +140,8 @@ class _PostTrainingViews(Study):
         return Tuning(
             {arm.name: chosen for arm in self.arms},
             {arm.name: config.layers - 1 for arm in self.arms},
-            "the first layer of the interventions on truth, by their effect at half the gap less that of random directions, as many "
-            f"for both directions, on {len(seeds)} seeds",
+            "the first layer of the interventions on truth, by their effect at half the gap less that of random "
+            f"directions, as many for both ways to find directions, on {len(seeds)} seeds",
         )
 
     def run(self, config: Config, prepared: Prepared, seed: int) -> Outcome:
