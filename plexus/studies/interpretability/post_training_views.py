@@ -68,7 +68,7 @@ class _PostTrainingViews(Study):
     fidelity = "B"
     deviations = (
         "Models are trained to judge, so prompts need no examples and no question: the judgement follows the full "
-        "stop, where truth is probed and moved. The token before, which the paper takes too, here comes before it.",
+        "stop, and truth is probed and moved there alone; the paper also takes the token before.",
         "In place of a logistic regression along the mass-mean direction stands the threshold halfway of the means.",
         "Refusal is cut by bringing the coordinate back to its mean over allowed requests. Setting it to zero, as "
         "published, is measured too (`zeroed`): in a small model zero lies between both kinds, and may refuse all.",
