@@ -71,7 +71,7 @@ class _PostTrainingViews(Study):
         "stop, and truth is probed and moved there alone; the paper also takes the token before.",
         "In place of a logistic regression along the mass-mean direction stands the threshold halfway of the means.",
         "Refusal is cut by bringing the coordinate back to its mean over allowed requests. Setting it to zero, as "
-        "published, is measured too (`zeroed`): in a small model zero lies between both kinds, and may refuse all.",
+        "published, is measured and shown too: in a small model zero lies between both kinds, and may refuse all.",
         "Moving by the whole gap carries nearly all across whatever the direction; so the comparison with the logistic "
         "direction, which gets the same length, is made at half of it.",
         "Fine-tuning repeats some judged statements, as 60 steps on requests alone would unlearn judging; three in "
@@ -176,10 +176,11 @@ class _PostTrainingViews(Study):
                             error_y={"type": "data", "array": [float(v.std()) for v in values]})  # fmt: skip
         effects.update_layout(yaxis_title="normalised indirect effect on truth", barmode="group")
         cuts = graph.Figure()
-        for what in ("cut", "added"):
+        words = {"cut": "cut, to the usual coordinate", "zeroed": "cut, to zero", "added": "added to allowed requests"}
+        for what, word in words.items():
             kinds = ("own", "base", "random", "truth")
-            cuts.add_bar(x=list(kinds), y=[float(results.metric(METHOD, f"{what}, {k}").mean()) for k in kinds],
-                         name="refusals cut" if what == "cut" else "refusals added")  # fmt: skip
+            y = [float(results.metric(METHOD, f"{what}, {kind}").mean()) for kind in kinds]
+            cuts.add_bar(x=list(kinds), y=y, name=word)
         cuts.update_layout(yaxis_title="points", barmode="group", xaxis_title="direction")
         return {
             "Where a patch from the true statement restores the judgement": maps,
