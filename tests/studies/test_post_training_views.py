@@ -115,25 +115,31 @@ def test_moving_along_what_the_judgement_reads_carries_it_across(prepared) -> No
 
 
 def test_refusals_are_read_off_the_generated_words(prepared) -> None:
-    class Parrot:
-        def generate(self, input_ids, **_):
-            answer = prepared.tokenizer("sorry i can not", return_tensors="pt", add_special_tokens=False).input_ids
-            other = prepared.tokenizer("sure here is how", return_tensors="pt", add_special_tokens=False).input_ids
-            half = len(input_ids) // 2
-            said = torch.cat([answer.expand(half, -1), other.expand(len(input_ids) - half, -1)])
-            return torch.cat([input_ids, said], 1)
-
+    """A model whose unembedding says the words of a refusal one after the other, whatever it is asked."""
+    model = copy.deepcopy(prepared.models["base"])
     items = prepared.world.requests("restricted")
-    assert _post_training.refused(Parrot(), prepared.tokenizer, items) == pytest.approx(50)
+    assert _post_training.refused(model, prepared.tokenizer, items) == 0
+    words = prepared.tokenizer.convert_tokens_to_ids(REFUSED.split())
+    with torch.no_grad():
+        for block in model.model.layers:  # nothing but the last token counts
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.zero_()
+        model.lm_head.weight.zero_()
+        start = prepared.tokenizer.convert_tokens_to_ids(":")
+        for column, (now, following) in enumerate(zip([start, *words], words, strict=False)):
+            model.model.embed_tokens.weight[now, column] = 1
+            model.lm_head.weight[following, column] = 1
+    assert _post_training.refused(model, prepared.tokenizer, items) == 100
 
 
 def test_tuning_has_seeds_of_its_own_and_one_choice_for_all_arms(monkeypatch, prepared) -> None:
     asked = []
-    monkeypatch.setattr(PostTrainingViews, "prepare", lambda self, config, seed: asked.append(seed) or prepared)
+    monkeypatch.setattr(_checkpoints, "prepare", lambda config, seed, only: asked.append(seed) or prepared)
     tuning = study.tune(SMOKE)
     assert set(asked) <= set(TUNING_SEEDS)
     assert len({tuple(sorted(choice.items())) for choice in tuning.chosen.values()}) == 1
-    assert set(tuning.budget.values()) == {SMOKE.layers}
+    assert set(tuning.budget.values()) == {SMOKE.layers - 1}
 
 
 def test_a_check_can_fail(found) -> None:

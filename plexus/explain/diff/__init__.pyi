@@ -14,3 +14,5 @@ from ._weights import WeightDiff as WeightDiff
 from ._weights import weights as weights
 from ._effects import IndirectEffect as IndirectEffect
 from ._effects import indirect_effect as indirect_effect
+from ._refusals import Refusals as Refusals
+from ._refusals import refusals as refusals

@@ -18,7 +18,7 @@ from plexus.explain.circuits import logit_difference
 from plexus.probe import Directions, directions, expected_calibration_error, record, scores
 from plexus.probe._directions import How
 from plexus.studies.interpretability._checkpoints import HELD_OUT, TRAINED, Config, Prepared
-from plexus.units import Recording, Site, Table, sites
+from plexus.units import Neurons, Recording, Site, Table, sites
 
 KNOWLEDGE = {"subject": 4, "object": 7, "last": 8}
 """The columns of a statement's tokens, `<s>` being column 0; every statement has nine."""
@@ -31,10 +31,10 @@ def tokens(tokenizer: Any, items: Sequence[Item]) -> dict[str, Tensor]:
 
 
 def balanced(world: Any, generator: torch.Generator) -> list[Item]:
-    """As many false as true statements of every topic, in turn."""
+    """As many false as true statements of every topic, in turn; of subjects whose statements training judges."""
     found = []
     for topic in world.facts:
-        items = world.statements([topic])
+        items = world.statements([topic], judged=True)
         true = [item for item in items if item.answer == TRUE]
         false = [item for item in items if item.answer == FALSE]
         count = min(len(true), len(false))
@@ -58,7 +58,14 @@ def location(
 ) -> tuple[dict[str, float], Any]:
     """View 1: patch maps, and across."""
     generator = torch.Generator().manual_seed(seed)
-    pairs = prepared.world.pairs(each=config.each, generator=generator)
+    seen = {item.prompt for item in prepared.world.statements(judged=True)}
+    drawn = prepared.world.pairs(generator=generator)
+    known = [pair for pair in drawn if pair.true.prompt in seen and pair.false.prompt in seen]
+    pairs = [
+        pair
+        for topic in prepared.world.facts
+        for pair in [pair for pair in known if pair.true.concept == topic][: config.each]
+    ]
     clean, corrupted = (tokens(prepared.tokenizer, [pair[side] for pair in pairs]) for side in (0, 1))
     yes, no = prepared.tokenizer.convert_tokens_to_ids([TRUE, FALSE])
     metric = logit_difference(torch.full((len(pairs),), yes), torch.full((len(pairs),), no))
@@ -82,7 +89,7 @@ def truth(
     batch = tokens(prepared.tokenizer, items)
     labels = torch.tensor([item.answer == TRUE for item in items])
     records = [record(model, batch, at, pool="last", labels=labels, progress=False) for model in (base, tuned)]
-    probed = at[config.first_layer]
+    probed = at[config.probe_layer]
     topics = [item.concept for item in items]
     tables, random = [], []
     for topic in dict.fromkeys(topics):
@@ -101,31 +108,43 @@ def truth(
     generator = torch.Generator().manual_seed(seed + 2)
     unrelated = refusal_directions(tuned, prepared)
 
-    def effect(along: Mapping[Site, Tensor], first: int) -> float:
-        return intervene(tuned, prepared, held, {s: along[s] for s in at[first:]}, own)
-
-    drawn = [effect(own.random_like(generator), config.first_layer) for _ in range(5)]
-    return {
+    stop = config.probe_layer + 1
+    layers = {"": at[config.first_layer : stop], "logistic": at[config.logistic_layer : stop]}
+    drawn = [own.random_like(generator) for _ in range(config.draws)]
+    found = {
         "truth accuracy, own": 100 * float(accuracy[1, 1]),
         "truth accuracy, transferred": 100 * float(accuracy[0, 1]),
         "truth accuracy, random": 100 * float(np.mean(random)),
         "truth cosine": float(own[probed].double() @ base_direction[probed].double()),
-        "effect, own": effect(own, config.first_layer),
-        "effect, transferred": effect(base_direction, config.first_layer),
-        "effect, random": float(np.mean(drawn)),
-        "effect, unrelated": effect(unrelated, config.first_layer),
-        "effect, logistic": effect(logistic_own, config.logistic_layer),
-        "effect, logistic transferred": effect(logistic_base, config.logistic_layer),
-    }, own
+    }
+    for strength, name in ((1.0, "effect"), (0.5, "half effect")):
+
+        def effect(along: Mapping[Site, Tensor], where: str = "", strength: float = strength) -> float:
+            return intervene(tuned, prepared, held, {site: along[site] for site in layers[where]}, own, strength)
+
+        found |= {
+            f"{name}, own": effect(own),
+            f"{name}, transferred": effect(base_direction),
+            f"{name}, random": float(np.mean([effect(one) for one in drawn])),
+            f"{name}, unrelated": effect(unrelated),
+            f"{name}, logistic": effect(logistic_own, "logistic"),
+            f"{name}, logistic transferred": effect(logistic_base, "logistic"),
+        }
+    return found, own
 
 
 def intervene(
-    model: nn.Module, prepared: Prepared, held: Sequence[Item], along: Mapping[Site, Tensor], gaps: Directions
+    model: nn.Module,
+    prepared: Prepared,
+    held: Sequence[Item],
+    along: Mapping[Site, Tensor],
+    gaps: Directions,
+    strength: float = 1.0,
 ) -> float:
-    """Normalised indirect effect of moving along directions by the gap of the classes, both ways."""
+    """Normalised indirect effect of moving along directions by a multiple of the gap of the classes, both ways."""
     true = [item for item in held if item.answer == TRUE]
     false = [item for item in held if item.answer == FALSE]
-    length = {site: gaps.gap[site] for site in along}
+    length = {site: strength * gaps.gap[site] for site in along}
     up = steer.add(dict(along), length, positions="last")
     down = steer.add(dict(along), {site: -size for site, size in length.items()}, positions="last")
     plain = [judged(model, prepared.tokenizer, items) for items in (true, false)]
@@ -149,7 +168,7 @@ def refusal(
 ) -> dict[str, float]:
     """View 3: the refusal direction of each model, taken out of the tuned one, and added to it."""
     own, other = refusal_directions(tuned, prepared), refusal_directions(base, prepared)
-    site = sites.residual(base)[config.refusal_layer]
+    site = sites.residual(base)[config.probe_layer]
     drawn = own.random_like(torch.Generator().manual_seed(seed + 3))
     along = {"own": own[site], "base": other[site], "random": drawn[site], "truth": truth_direction[site]}
     along["logistic"] = refusal_directions(tuned, prepared, "logistic")[site]
@@ -162,15 +181,26 @@ def refusal(
         "refused by the base": refused(base, prepared.tokenizer, asked["restricted"]),
         "refusal cosine": float(own[site].double() @ other[site].double()),
     }
+    usual = tokens(prepared.tokenizer, prepared.world.requests("allowed", verbs=TRAINED))
     for name, vector in along.items():
-        with taken_out(tuned, vector).on(tuned):
-            found[f"cut, {name}"] = plain["restricted"] - refused(tuned, prepared.tokenizer, asked["restricted"])
+        for word, way in (("cut", brought_back(tuned, vector, usual)), ("zeroed", taken_out(tuned, vector))):
+            with way.on(tuned):
+                found[f"{word}, {name}"] = plain["restricted"] - refused(tuned, prepared.tokenizer, asked["restricted"])
         added = []
         for strength in (0.5, 1.0, 2.0):
             with steer.add({site: vector}, strength * own.gap[site]).on(tuned):
                 added.append(refused(tuned, prepared.tokenizer, asked["allowed"]))
         found[f"added, {name}"] = max(added) - plain["allowed"]
     return found
+
+
+def brought_back(model: nn.Module, vector: Tensor, allowed: Mapping[str, Tensor]) -> Edit:
+    """The coordinate along a direction held, after every block, at what it is on average for allowed requests."""
+    at = sites.residual(model)
+    usual = record(model, allowed, at, pool="last", progress=False)
+    values = {site: usual[site].float().mean(0) @ vector.float() for site in at}
+    every = ~Neurons.of({site: len(vector) for site in at})
+    return edit.clamp(every, values, basis=vector, positions="last")
 
 
 def taken_out(model: nn.Module, vector: Tensor) -> Edit:
@@ -184,12 +214,8 @@ def taken_out(model: nn.Module, vector: Tensor) -> Edit:
 
 def refused(model: nn.Module, tokenizer: Any, items: Sequence[Item]) -> float:
     """Share of greedy answers, in per cent, that begin with the words of a refusal."""
-    batch = tokens(tokenizer, items)
-    with torch.no_grad():
-        said = model.generate(**batch, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    answers = tokenizer.batch_decode(said[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     start = " ".join(REFUSED.split()[:2])
-    return 100 * float(np.mean([answer.startswith(start) for answer in answers]))
+    return 100 * diff.refusals(model, tokenizer, [item.prompt for item in items], phrases=[start], tokens=6).rate
 
 
 def confidence(base: nn.Module, tuned: nn.Module, prepared: Prepared, config: Config, seed: int) -> dict[str, float]:
@@ -226,7 +252,11 @@ def confidence(base: nn.Module, tuned: nn.Module, prepared: Prepared, config: Co
         "entropy change through the scale, random": float(effect.null.mean),
         "entropy p": effect.null.p,
     }
+    spared = prepared.world.statements(judged=False)
+    truths = torch.tensor([1.0 if item.answer == TRUE else -1.0 for item in spared]).double()
     for name, model in (("base", base), ("tuned", tuned)):
+        guess = judged(model, prepared.tokenizer, spared).sign() == truths
+        found[f"judged right, facts never judged, {name}"] = 100 * float(guess.double().mean())
         leaning = judged(model, prepared.tokenizer, items)
         right = leaning.sign() == labels
         found[f"judged right, {name}"] = 100 * float(right.double().mean())

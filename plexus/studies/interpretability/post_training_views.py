@@ -68,11 +68,14 @@ class _PostTrainingViews(Study):
     fidelity = "B"
     deviations = (
         "Models are trained to judge, so prompts need no examples and no question: the judgement follows the full "
-        "stop, where truth is probed and moved. The token before, which the paper takes too, here comes before it.",
+        "stop, and truth is probed and moved there alone; the paper also takes the token before.",
         "In place of a logistic regression along the mass-mean direction stands the threshold halfway of the means.",
-        "Ablation acts on all that writes into the residual stream, which is the same as before, between and after the "
-        "halves of every block.",
-        "Fine-tuning repeats some judged statements, as otherwise 60 steps on requests alone would unlearn judging.",
+        "Refusal is cut by bringing the coordinate back to its mean over allowed requests. Setting it to zero, as "
+        "published, is measured and shown too: in a small model zero lies between both kinds, and may refuse all.",
+        "Moving by the whole gap carries nearly all across whatever the direction; so the comparison with the logistic "
+        "direction, which gets the same length, is made at half of it.",
+        "Fine-tuning repeats some judged statements, as 60 steps on requests alone would unlearn judging; three in "
+        "four of its requests are allowed ones, so that granting is what the model does by default.",
         "The stranger and the refusal-free fine-tuning are arms of ours, and so is the causal test of entropy neurons.",
         "No stage of preferences follows the fine-tuning.",
     )
@@ -109,9 +112,11 @@ class _PostTrainingViews(Study):
         interval("entropy neurons in common (IoU)", of("entropy neurons in common"), role="mechanism", at_least=0.5),
         interval("the same, less what large norms share by chance",
                  gap("entropy neurons in common", "in common by chance"), role="mechanism", at_least=0.1),
-        interval("effect of the transferred mean difference, less the transferred logistic direction",
-                 gap("effect, transferred", "effect, logistic transferred"), role="advantage", primary=True,
+        interval("at half the gap: effect of the transferred mean difference less that of the transferred logistic",
+                 gap("half effect, transferred", "half effect, logistic transferred"), role="advantage", primary=True,
                  at_least=0.0),
+        interval("the same at the whole gap", gap("effect, transferred", "effect, logistic transferred"),
+                 role="advantage", at_least=0.0),
         interval("refusals cut by the mean difference less by the logistic", gap("cut, own", "cut, logistic"),
                  role="advantage", at_least=0.0),
     )  # fmt: skip
@@ -121,20 +126,22 @@ class _PostTrainingViews(Study):
 
     def tune(self, config: Config) -> Tuning:
         seeds = TUNING_SEEDS[: config.tuning_seeds]
-        made = [(seed, self.prepare(config, seed)) for seed in seeds]
-        found = np.zeros((config.layers, 2))
-        for layer in range(config.layers):
+        made = [(seed, _checkpoints.prepare(config, seed, only=(METHOD,))) for seed in seeds]
+        found = np.zeros((config.layers - 1, 2))
+        for layer in range(config.layers - 1):
             here = replace(config, first_layer=layer, logistic_layer=layer)
             for seed, prepared in made:
                 models = prepared.models
                 metrics, _ = _post_training.truth(models["base"], models["refusals"], prepared, here, seed)
-                found[layer] += [metrics["effect, own"], metrics["effect, logistic"]]
+                found[layer] += [metrics["half effect, own"], metrics["half effect, logistic"]]
+                found[layer] -= metrics["half effect, random"]
         first, logistic = (int(column.argmax()) for column in found.T)
         chosen = {"first_layer": first, "logistic_layer": logistic}
         return Tuning(
             {arm.name: chosen for arm in self.arms},
-            {arm.name: config.layers for arm in self.arms},
-            f"the first layer of the interventions on truth, as many for both directions, on {len(seeds)} seeds",
+            {arm.name: config.layers - 1 for arm in self.arms},
+            "the first layer of the interventions on truth, by their effect at half the gap less that of random "
+            f"directions, as many for both ways to find directions, on {len(seeds)} seeds",
         )
 
     def run(self, config: Config, prepared: Prepared, seed: int) -> Outcome:
@@ -169,10 +176,11 @@ class _PostTrainingViews(Study):
                             error_y={"type": "data", "array": [float(v.std()) for v in values]})  # fmt: skip
         effects.update_layout(yaxis_title="normalised indirect effect on truth", barmode="group")
         cuts = graph.Figure()
-        for what in ("cut", "added"):
+        words = {"cut": "cut, to the usual coordinate", "zeroed": "cut, to zero", "added": "added to allowed requests"}
+        for what, word in words.items():
             kinds = ("own", "base", "random", "truth")
-            cuts.add_bar(x=list(kinds), y=[float(results.metric(METHOD, f"{what}, {k}").mean()) for k in kinds],
-                         name="refusals cut" if what == "cut" else "refusals added")  # fmt: skip
+            y = [float(results.metric(METHOD, f"{what}, {kind}").mean()) for kind in kinds]
+            cuts.add_bar(x=list(kinds), y=y, name=word)
         cuts.update_layout(yaxis_title="points", barmode="group", xaxis_title="direction")
         return {
             "Where a patch from the true statement restores the judgement": maps,
@@ -187,7 +195,7 @@ class PostTrainingViews(_PostTrainingViews):
 
     name = "post-training-views"
     scale_line = (
-        "Three layers of width 64 on a made-up corpus of 300 statements and 128 requests; the paper: 7 to 13 billion "
+        "Four layers of width 48 on a made-up corpus of 300 statements and 128 requests; the paper: 7 to 13 billion "
         "weights, 1,496 cities and more, 128 harmful and 128 harmless instructions."
     )
     data = ("statements and requests (made up)",)
@@ -207,7 +215,7 @@ class PostTrainingViewsTruth(_PostTrainingViews):
 
     name = "post-training-views-truth"
     scale_line = (
-        "Three layers of width 64 and 12 facts of each topic, drawn again for every seed; the paper: 7 to 13 billion "
+        "Four layers of width 48 and 12 facts of each topic, drawn again for every seed; the paper: 7 to 13 billion "
         "weights, whole data sets of up to 1,500 statements."
     )
     data = ("cities, animals, elements, inventors, Spanish words (truth/*.csv from PLEXUS_DATA)", "requests (made up)")
