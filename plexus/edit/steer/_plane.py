@@ -64,7 +64,7 @@ class SteeringPlane:
     Attributes:
         b1: the direction of the positive class, of length one, float32 `[unit]`.
         b2: at a right angle to it, `[unit]`.
-        candidates: unit differences of the classes, `[site, unit]`.
+        candidates: unit differences of the classes, `[site, unit]`; zero where they do not differ.
         stats: where the classes lie.
         model: fingerprint of the model, if known.
     """
@@ -81,15 +81,16 @@ class SteeringPlane:
 
         Raises:
             ShapeError: sites of different widths, several rows per sample, a class without two samples.
-            RangeError: values that are not finite, classes that do not differ at a site, or candidates that are all
-                parallel, so that there is no second direction.
+            RangeError: values that are not finite, classes that differ nowhere, or candidates that are all parallel, so
+                that there is no second direction.
 
         Examples:
             >>> from plexus.units import Table
             >>> one, two = Site("0"), Site("1")
             >>> table = {site: Table(range(2)) for site in (one, two)}
-            >>> yes = Recording({one: torch.tensor([[1.0, 0.0], [2.0, 0.0]]), two: torch.tensor([[1.0, 1.0]] * 2)}, table)
-            >>> no = Recording({one: torch.tensor([[-2.0, 0.0], [-1.0, 0.0]]), two: torch.zeros(2, 2)}, table)
+            >>> up, down = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[-2.0, 0.0], [-1.0, 0.0]])
+            >>> yes = Recording({one: up, two: torch.ones(2, 2)}, table)
+            >>> no = Recording({one: down, two: torch.zeros(2, 2)}, table)
             >>> found = SteeringPlane.fit(yes, no)
             >>> found.b1, [site.path for site in found.discriminative_sites()]
             (tensor([1., 0.]), ['0'])
@@ -105,10 +106,12 @@ class SteeringPlane:
                 raise RangeError("a value is NaN or infinite", given=str(site))
         differences = torch.stack([high.mean(0) - low.mean(0) for high, low in read.values()])
         lengths = differences.norm(dim=1)
-        if not bool((lengths > 0).all()):
-            at = str(list(read)[int(lengths.argmin())])
-            raise RangeError("the two classes do not differ at a site", given=at)
-        candidates = differences / lengths[:, None]
+        scale = torch.stack([torch.cat(rows).norm(dim=1).mean() for rows in read.values()])
+        differ = lengths > 1e-6 * scale  # the last token of all prompts is often the same, and so is what it begins as
+        if not bool(differ.any()):
+            raise RangeError("the two classes do not differ at any site", given=f"{len(read)} sites")
+        unit = torch.where(differ[:, None], differences / lengths.clamp(min=1e-300)[:, None], 0.0)
+        candidates = unit[differ]
         b1 = candidates[int((candidates @ candidates.T).mean(1).argmax())]
         axis = torch.linalg.svd(candidates - candidates.mean(0), full_matrices=False).Vh[0]
         b2 = axis - (axis @ b1) * b1
@@ -120,7 +123,7 @@ class SteeringPlane:
                 mend="record more sites, or give the second direction: steer.rotate({site: [b1, b2]}, …)",
             )
         b2 = b2 / b2.norm()
-        return cls(b1.float(), b2.float(), candidates.float(), _profile(read, b1), positive.model)
+        return cls(b1.float(), b2.float(), unit.float(), _profile(read, b1), positive.model)
 
     @classmethod
     def fit_prompts(
