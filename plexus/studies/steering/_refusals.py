@@ -42,9 +42,9 @@ class Config:
     """Sentences of the grammar, to train on and to measure perplexity on."""
     layers: int = 4
     hidden: int = 48
-    steps: int = 400
+    steps: int = 300
     rate: float = 8e-3
-    aligning: int = 200
+    aligning: int = 250
     """Steps of learning to refuse."""
     aligning_rate: float = 3e-3
     batch: int = 32
@@ -125,11 +125,12 @@ def prepared(config: Config, seed: int) -> Requests:
     corpus = restricted_instructions(
         config.verbs, config.objects, wordings=WORDINGS[: config.wordings], generator=generator
     )
-    parts = split(corpus.items, (0.6, 0.15, 0.1, 0.15), generator=generator)
-    train, fit, calibration, test = parts
+    by_class = [[item for item in corpus.items if item.concept == name] for name in (RESTRICTED, ALLOWED)]
+    parts = [split(items, (0.55, 0.15, 0.15, 0.15), generator=generator) for items in by_class]
+    train, fit, calibration, test = ([*one, *two] for one, two in zip(*parts, strict=True))
     sentences = grammar_sentences(config.sentences + config.neutral, generator=generator)
     shown, neutral = sentences[: config.sentences], sentences[config.sentences :]
-    tokenizer = word_tokenizer([*corpus.items, *corpus.refusals, *sentences])
+    tokenizer = word_tokenizer([*corpus.items, *corpus.refusals, *corpus.statements(corpus.items), *sentences])
     how = {
         "layers": config.layers,
         "hidden": config.hidden,
@@ -137,11 +138,19 @@ def prepared(config: Config, seed: int) -> Requests:
         "cache": False,
         "tokenizer": tokenizer,
     }
+    facts = corpus.statements(train) * config.repeats
     train = train * config.repeats
-    plain = train_language_model([*texts(train), *shown], steps=config.steps, rate=config.rate, seed=seed, **how)
+    plain = train_language_model(
+        [*texts(train), *facts, *shown], steps=config.steps, rate=config.rate, seed=seed, **how
+    )
     answers = texts(corpus.refused(train, generator=generator))
     model = train_language_model(
-        [*answers, *shown[::4]], start=plain.model, steps=config.aligning, rate=config.aligning_rate, seed=seed, **how
+        [*answers, *facts, *shown[::4]],
+        start=plain.model,
+        steps=config.aligning,
+        rate=config.aligning_rate,
+        seed=seed,
+        **how,
     ).model
     ask = {name: [item.prompt for item in fit if item.concept == name] for name in (RESTRICTED, ALLOWED)}
     plane = SteeringPlane.fit_prompts(model, tokenizer, ask[RESTRICTED], ask[ALLOWED], batch=256)
