@@ -129,7 +129,7 @@ def spoken(requests: Requests, edit: Edit | None) -> dict[str, float]:
 def _generated(requests: Requests, prompts: Sequence[str], edit: Edit | None) -> list[str]:
     tokenizer = requests.tokenizer
     batch = tokenizer(list(prompts), padding=True, padding_side="left", return_tensors="pt")
-    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
     if edit is None:
         out = requests.model.generate(**batch, **options)
     else:
