@@ -36,18 +36,23 @@ def places(config: Config, requests: Requests, generator: torch.Generator) -> tu
 
 
 def dials(config: Config, requests: Requests, generator: torch.Generator) -> list[tuple[float, Edit | None]]:
-    """Every setting that an arm tries, and its edit: angles in degrees, or strengths in mean lengths of the values."""
+    """Every setting that an arm tries, and its edit.
+
+    A setting is an angle in degrees; of an addition, a strength in mean lengths of the values; of an ablation, the
+    number of sites.
+    """
     sites = places(config, requests, generator)
     if config.operator == "none" or not sites:
         return [(0.0, None)]
     plane = requests.plane
-    direction = plane.direction.at(*sites)
-    if config.operator == "ablation":
-        return [(0.0, steer.ablate(direction))]
-    if config.operator == "addition":
-        length = float(plane.stats.norm.mean())
-        strengths = [-config.reach * (k + 1) / config.settings for k in range(config.settings)]
-        return [(s, steer.add(direction, s * length)) for s in strengths]
+    if config.operator in ("ablation", "addition"):  # they choose their sites as well, between all and the selected
+        kinds = dict.fromkeys((sites, plane.discriminative_sites() or sites))
+        directions = [plane.direction.at(*kind) for kind in kinds]
+        if config.operator == "ablation":
+            return [(float(len(direction)), steer.ablate(direction)) for direction in directions]
+        length, each = float(plane.stats.norm.mean()), config.settings // len(directions)
+        strengths = [-config.reach * (k + 1) / each for k in range(each)]
+        return [(s, steer.add(direction, s * length)) for direction in directions for s in strengths]
     second = None
     if config.second == "random":
         draw = torch.randn(plane.b2.shape, generator=generator)

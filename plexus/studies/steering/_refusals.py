@@ -56,8 +56,8 @@ class Config:
     """The second direction of the plane: its own, or "random"."""
     settings: int = 36
     """Angles, or strengths, that are tried."""
-    reach: float = 3.0
-    """The largest addition, in gaps between the classes."""
+    reach: float = 1.0
+    """The largest addition, in mean lengths of the values."""
 
 
 class Set(NamedTuple):
@@ -126,7 +126,7 @@ def prepared(config: Config, seed: int) -> Requests:
         config.verbs, config.objects, wordings=WORDINGS[: config.wordings], generator=generator
     )
     by_class = [[item for item in corpus.items if item.concept == name] for name in (RESTRICTED, ALLOWED)]
-    parts = [split(items, (0.55, 0.15, 0.15, 0.15), generator=generator) for items in by_class]
+    parts = [split(items, (0.5, 0.15, 0.15, 0.2), generator=generator) for items in by_class]
     train, fit, calibration, test = ([*one, *two] for one, two in zip(*parts, strict=True))
     sentences = grammar_sentences(config.sentences + config.neutral, generator=generator)
     shown, neutral = sentences[: config.sentences], sentences[config.sentences :]

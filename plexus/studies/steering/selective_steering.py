@@ -64,7 +64,19 @@ class SelectiveSteering(Study):
     fidelity = "B"
     scale_line = "A Llama of 4 layers and 48 units, 384 requests; the paper: nine models of 1 to 9 billion parameters."
     data = ("restricted instructions", "grammar sentences")
-    deviations = ()
+    deviations = (
+        "A site counts as discriminative only if both means lie two standard errors from zero; the published rule "
+        "takes the signs alone. Sites where the classes do not differ, as the first norm at a common last token, are no "
+        "candidates for the plane; divided by their length they would be NaN.",
+        "The angle is chosen on calibration requests by the recipes said in both classes, and judged on others; the "
+        "paper reports the best angle.",
+        "Perplexity is that of sentences of another kind, not of the texts the steered model writes.",
+        "The recipes of all objects also stand in the corpus as statements while the model learns to refuse, so that "
+        "it still knows them; a model of this size forgets what it does not read.",
+        "Addition and ablation choose between all and the selected sites, on calibration requests, with as many "
+        "settings as there are angles.",
+        "Ten seeds; the card has five. With four layers the selected and the widest sites are often the same.",
+    )
     Config = Config
     scales: ClassVar = {
         "smoke": {"verbs": 3, "objects": 8, "sentences": 60, "neutral": 10, "layers": 2, "hidden": 16, "steps": 30,
@@ -85,8 +97,8 @@ class SelectiveSteering(Study):
         Arm("random half", operator="relative", sites="random half", role="null", note="half of the sites, drawn"),
         Arm("angular", operator="absolute", note="absolute angle at all sites: Angular Steering"),
         Arm("adaptive", operator="adaptive", note="the same where the values point along b1"),
-        Arm("addition", operator="addition", note="b1 subtracted at all sites, 36 strengths"),
-        Arm("ablation", operator="ablation", note="b1 taken out at all sites"),
+        Arm("addition", operator="addition", note="b1 subtracted, 18 strengths at all or at the selected sites"),
+        Arm("ablation", operator="ablation", note="b1 taken out at all or at the selected sites"),
     )  # fmt: skip
     checks: ClassVar[tuple[Check, ...]] = (
         interval("capability of the aligned model, %", of("none", "capability"), role="sanity", at_least=95.0),
@@ -101,7 +113,7 @@ class SelectiveSteering(Study):
             margin=1e-12,
         ),
         interval(
-            "the same with a second direction 17° off the right angle",
+            "the same with a second direction 17° off the right angle, the worst value and angle",
             of("none", "skewed error"),
             role="sanity",
             at_least=1e-3,
@@ -208,8 +220,8 @@ class SelectiveSteering(Study):
         return prepared(config, seed)
 
     def tune(self, config: Config) -> Tuning:
-        budget = {arm.name: config.settings for arm in self.arms} | {"none": 0, "ablation": 1}
-        return Tuning({}, budget, "within each trial, on calibration requests: angles, or strengths")
+        budget = {arm.name: config.settings for arm in self.arms} | {"none": 0, "ablation": 2}
+        return Tuning({}, budget, "within each trial, on calibration requests: angles, strengths, sites")
 
     def run(self, config: Config, prepared: Requests, seed: int) -> Outcome:
         generator = torch.Generator().manual_seed(seed)
