@@ -66,8 +66,8 @@ class SelectiveSteering(Study):
     data = ("restricted instructions", "grammar sentences")
     deviations = (
         "A site counts as discriminative only if both means lie two standard errors from zero; the published rule "
-        "takes the signs alone. Sites where the classes do not differ, as the first norm at a common last token, are no "
-        "candidates for the plane; divided by their length they would be NaN.",
+        "takes the signs alone. Sites where the classes do not differ, as the first norm at a common last token, are "
+        "no candidates for the plane; divided by their length they would be NaN.",
         "The angle is chosen on calibration requests by the recipes said in both classes, and judged on others; the "
         "paper reports the best angle.",
         "Perplexity is that of sentences of another kind, not of the texts the steered model writes.",
@@ -175,25 +175,25 @@ class SelectiveSteering(Study):
             "points of score ahead: operator, at the same sites",
             ahead(("absolute at selected",)),
             role="mechanism",
-            at_least=0.0,
+            at_least=1.0,
         ),
         interval(
             "points of score ahead: the plane's second direction, against a random one",
             ahead(("random second",)),
             role="mechanism",
-            at_least=0.0,
+            at_least=1.0,
         ),
         interval(
             "points of score ahead: sites by sign, against as many by separation",
             ahead(("widest",)),
             role="mechanism",
-            at_least=0.0,
+            at_least=1.0,
         ),
         interval(
             "points of score ahead: sites by sign, against the first half",
             ahead(("first half",)),
             role="mechanism",
-            at_least=0.0,
+            at_least=1.0,
         ),
         interval(
             "points of score ahead of the best of addition, ablation, absolute and adaptive turning",
