@@ -41,6 +41,11 @@ class RestrictedInstructions:
         items: every verb with every object in every wording. The answer is the recipe, `concept` is "restricted" or
             "allowed", `subject` is verb and object.
         refusals: the sentences that decline.
+
+    Examples:
+        >>> corpus = restricted_instructions(2, 2, generator=torch.Generator().manual_seed(0))
+        >>> "sorry" in corpus.openings, len(corpus.refusals)
+        (True, 6)
     """
 
     items: tuple[Item, ...]

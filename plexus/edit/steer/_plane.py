@@ -42,6 +42,11 @@ class Profile(NamedTuple):
         positive, negative: mean of (h / ‖h‖)·b1 over a class, float64 `[site]`.
         positive_error, negative_error: its standard error, `[site]`.
         norm: mean of ‖h‖ over both classes, `[site]`.
+
+    Examples:
+        >>> one, zero = torch.ones(1), torch.zeros(1)
+        >>> Profile((Site("0"),), one, -one, zero, zero, one).separation
+        tensor([2.])
     """
 
     sites: tuple[Site, ...]
@@ -67,6 +72,17 @@ class SteeringPlane:
         candidates: unit differences of the classes, `[site, unit]`; zero where they do not differ.
         stats: where the classes lie.
         model: fingerprint of the model, if known.
+
+    Examples:
+        >>> site, one, zero = Site("0"), torch.ones(1), torch.zeros(1)
+        >>> stats = Profile((site,), one, -one, zero, zero, one)
+        >>> plane = SteeringPlane(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.eye(2)[:1], stats)
+        >>> plane
+        SteeringPlane of 2 units: 1 of 1 sites are discriminative
+        >>> identity = nn.Sequential(nn.Identity())
+        >>> with plane.rotate(180).on(identity):
+        ...     identity(torch.tensor([[3.0, 0.0]])).round() + 0.0
+        tensor([[-3.,  0.]])
     """
 
     b1: Tensor
