@@ -24,7 +24,7 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 from plexus.errors import require
-from plexus.lab import (
+from plexus.lab import (  # fmt: skip
     TUNING_SEEDS,
     Arm,
     Check,
@@ -38,7 +38,7 @@ from plexus.lab import (
     interval,
     study,
     wins,
-)
+)  # fmt: skip
 from plexus.lab._study import BySeed, Quantity
 from plexus.studies.adaptation._mode_tasks import PAIRS, Config, Task, accuracy, adapt, parts, task
 
