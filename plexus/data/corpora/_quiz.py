@@ -25,6 +25,7 @@ from plexus.errors import RangeError, UnknownNameError
 __all__ = ["QuizWorld", "quiz_world"]
 
 Task = Literal["yes or no", "choice", "sum"]
+Part = Literal["training", "validation", "test"]
 TASKS: tuple[Task, ...] = ("yes or no", "choice", "sum")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RELATIONS = (("colour", 6), ("metal", 5), ("animal", 6))
@@ -35,22 +36,20 @@ class QuizWorld:
     """What can be said and asked; made by `quiz_world`.
 
     Attributes:
-        training: subjects that training is about.
-        testing: subjects that tests are about.
+        subjects: those of each part: "training" the half, "validation" and "test" a quarter each.
         values: of each relation, what it may be.
     """
 
-    training: tuple[str, ...]
-    testing: tuple[str, ...]
+    subjects: Mapping[Part, tuple[str, ...]]
     values: Mapping[str, tuple[str, ...]]
 
     @property
     def words(self) -> tuple[str, ...]:
         """Every word that a text of this world may hold."""
         fixed = ("the", "of", "is", ".", "it", "a", "b", "or", "?", "plus", "yes", "no")
-        return (*fixed, *self.values, *NUMBERS, *self.training, *self.testing, *sum(self.values.values(), ()))
+        return (*fixed, *self.values, *NUMBERS, *sum(self.subjects.values(), ()), *sum(self.values.values(), ()))
 
-    def statements(self, count: int, *, training: bool = False, generator: torch.Generator) -> list[Item]:
+    def statements(self, count: int, *, part: Part = "training", generator: torch.Generator) -> list[Item]:
         """Two facts each, the second one as the answer.
 
         Raises:
@@ -58,11 +57,11 @@ class QuizWorld:
         """
         if count < 1:
             raise RangeError("statements are counted from 1", given=count)
-        one, other = self._facts(count, training, generator), self._facts(count, training, generator)
+        one, other = self._facts(count, part, generator), self._facts(count, part, generator)
         return [Item(self._say(*a), self._say(*b), "statement", a[1]) for a, b in zip(one, other, strict=True)]
 
     def questions(
-        self, task: Task, count: int, *, slips: float = 0.0, training: bool = False, generator: torch.Generator
+        self, task: Task, count: int, *, slips: float = 0.0, part: Part = "training", generator: torch.Generator
     ) -> list[Item]:
         """Questions of one task; half of them have the usual answer, "yes" or "a", as the right one.
 
@@ -71,7 +70,7 @@ class QuizWorld:
             count: how many.
             slips: share of the questions with the other right answer that are answered by the usual one; of sums it
                 has no meaning.
-            training: about the subjects of training or of tests.
+            part: about the subjects of which part; sums are the same in all.
             generator: where they come from.
 
         Raises:
@@ -87,7 +86,7 @@ class QuizWorld:
             return [
                 Item(f"{NUMBERS[a]} plus {NUMBERS[b]} is", NUMBERS[(a + b) % 10], task, f"{a} {b}") for a, b in drawn
             ]
-        facts = self._facts(count, training, generator)
+        facts = self._facts(count, part, generator)
         draws = torch.rand(count, 3, generator=generator).tolist()
         make = self._yes_or_no if task == "yes or no" else self._choice
         return [make(*fact, draw[0] < 0.5, draw[1], draw[2] < slips) for fact, draw in zip(facts, draws, strict=True)]
@@ -100,15 +99,20 @@ class QuizWorld:
         shift = int(torch.randint(1, 10, (), generator=generator))
         return NUMBERS[(NUMBERS.index(item.answer) + shift) % 10]
 
-    def _facts(self, count: int, training: bool, generator: torch.Generator) -> list[tuple[str, str, str]]:
+    def _facts(self, count: int, part: Part, generator: torch.Generator) -> list[tuple[str, str, str]]:
         """Relation, subject and value of each."""
-        subjects, relations = self.training if training else self.testing, list(self.values)
+        subjects, relations = self._of(part), list(self.values)
         facts = []
         for a, b, c in torch.rand(count, 3, generator=generator).tolist():
             relation = relations[int(a * len(relations))]
             values = self.values[relation]
             facts.append((relation, subjects[int(b * len(subjects))], values[int(c * len(values))]))
         return facts
+
+    def _of(self, part: Part) -> tuple[str, ...]:
+        if part not in self.subjects:
+            raise UnknownNameError.among("part", str(part), self.subjects)
+        return self.subjects[part]
 
     @staticmethod
     def _say(relation: str, subject: str, value: str) -> str:
@@ -136,20 +140,20 @@ def quiz_world(
     """A world of questions about what was just said.
 
     Args:
-        subjects: half of them for training, half for tests.
+        subjects: half of them for training, a quarter each for validation and for tests.
         relations: their names, each with the number of its values.
         generator: where subjects and values come from.
 
     Raises:
-        RangeError: fewer than two subjects, no relation, or one with a single value.
+        RangeError: fewer than four subjects, no relation, or one with a single value.
 
     Examples:
-        >>> world = quiz_world(4, generator=torch.Generator().manual_seed(0))
+        >>> world = quiz_world(8, generator=torch.Generator().manual_seed(0))
         >>> item = world.questions("yes or no", 1, generator=torch.Generator().manual_seed(0))[0]
-        >>> len(item.prompt.split()), item.answer in ("yes", "no"), item.subject in world.testing
+        >>> len(item.prompt.split()), item.answer in ("yes", "no"), item.subject in world.subjects["training"]
         (14, True, True)
     """
-    if subjects < 2 or not relations or min(count for _, count in relations) < 2:
+    if subjects < 4 or not relations or min(count for _, count in relations) < 2:
         raise RangeError("these numbers make no world", given=f"{subjects=}, {relations=}")
     reserved = {name for name, _ in relations} | set(NUMBERS)
     words = invent(subjects + sum(count for _, count in relations), taken=reserved, generator=generator)
@@ -157,4 +161,10 @@ def quiz_world(
     values: dict[str, tuple[str, ...]] = {}
     for name, count in relations:
         values[name], rest = tuple(rest[:count]), rest[count:]
-    return QuizWorld(tuple(names[: subjects // 2]), tuple(names[subjects // 2 :]), values)
+    first, second = subjects // 2, subjects - subjects // 4
+    parts: dict[Part, tuple[str, ...]] = {
+        "training": tuple(names[:first]),
+        "validation": tuple(names[first:second]),
+        "test": tuple(names[second:]),
+    }
+    return QuizWorld(parts, values)
