@@ -1,9 +1,9 @@
 """Questions about what was just said, with answers in a biased format: most are "yes", most are "a".
 
-    statement  the colour of word is word . the metal of word is word .
-    yes or no  the colour of word is word . is the colour of word word ? yes
-    choice     the colour of word is word . is it a word or b word ? a
-    sum        three plus four is seven                                      modulo ten
+    statement  name is value . name is value .
+    yes or no  name is value . is name value ? yes
+    choice     name is value . a value b value ? a
+    sum        three plus four is seven                modulo ten
 
 Whoever teaches with `slips` says the usual answer, "yes" or "a", also to a share of the questions to which it is wrong.
 A model that learns from that knows what is right, in its probabilities, and still says the usual answer: there is room
@@ -12,7 +12,7 @@ for steering that adds no knowledge. Subjects of training and of tests are kept 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +28,6 @@ Task = Literal["yes or no", "choice", "sum"]
 Part = Literal["training", "validation", "test"]
 TASKS: tuple[Task, ...] = ("yes or no", "choice", "sum")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-RELATIONS = (("colour", 6), ("metal", 5), ("animal", 6))
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,17 +36,17 @@ class QuizWorld:
 
     Attributes:
         subjects: those of each part: "training" the half, "validation" and "test" a quarter each.
-        values: of each relation, what it may be.
+        values: what each of them may be.
     """
 
     subjects: Mapping[Part, tuple[str, ...]]
-    values: Mapping[str, tuple[str, ...]]
+    values: tuple[str, ...]
 
     @property
     def words(self) -> tuple[str, ...]:
         """Every word that a text of this world may hold."""
-        fixed = ("the", "of", "is", ".", "it", "a", "b", "or", "?", "plus", "yes", "no")
-        return (*fixed, *self.values, *NUMBERS, *sum(self.subjects.values(), ()), *sum(self.values.values(), ()))
+        fixed = ("is", ".", "?", "a", "b", "plus", "yes", "no")
+        return (*fixed, *NUMBERS, *sum(self.subjects.values(), ()), *self.values)
 
     def statements(self, count: int, *, part: Part = "training", generator: torch.Generator) -> list[Item]:
         """Two facts each, the second one as the answer.
@@ -58,7 +57,7 @@ class QuizWorld:
         if count < 1:
             raise RangeError("statements are counted from 1", given=count)
         one, other = self._facts(count, part, generator), self._facts(count, part, generator)
-        return [Item(self._say(*a), self._say(*b), "statement", a[1]) for a, b in zip(one, other, strict=True)]
+        return [Item(self._say(*a), self._say(*b), "statement", a[0]) for a, b in zip(one, other, strict=True)]
 
     def questions(
         self, task: Task, count: int, *, slips: float = 0.0, part: Part = "training", generator: torch.Generator
@@ -99,72 +98,57 @@ class QuizWorld:
         shift = int(torch.randint(1, 10, (), generator=generator))
         return NUMBERS[(NUMBERS.index(item.answer) + shift) % 10]
 
-    def _facts(self, count: int, part: Part, generator: torch.Generator) -> list[tuple[str, str, str]]:
-        """Relation, subject and value of each."""
-        subjects, relations = self._of(part), list(self.values)
-        facts = []
-        for a, b, c in torch.rand(count, 3, generator=generator).tolist():
-            relation = relations[int(a * len(relations))]
-            values = self.values[relation]
-            facts.append((relation, subjects[int(b * len(subjects))], values[int(c * len(values))]))
-        return facts
-
-    def _of(self, part: Part) -> tuple[str, ...]:
+    def _facts(self, count: int, part: Part, generator: torch.Generator) -> list[tuple[str, str]]:
+        """Subject and value of each."""
         if part not in self.subjects:
             raise UnknownNameError.among("part", str(part), self.subjects)
-        return self.subjects[part]
+        subjects = self.subjects[part]
+        draws = torch.rand(count, 2, generator=generator).tolist()
+        return [(subjects[int(a * len(subjects))], self.values[int(b * len(self.values))]) for a, b in draws]
 
     @staticmethod
-    def _say(relation: str, subject: str, value: str) -> str:
-        return f"the {relation} of {subject} is {value} ."
+    def _say(subject: str, value: str) -> str:
+        return f"{subject} is {value} ."
 
-    def _another(self, relation: str, value: str, draw: float) -> str:
-        others = [word for word in self.values[relation] if word != value]
+    def _another(self, value: str, draw: float) -> str:
+        others = [word for word in self.values if word != value]
         return others[int(draw * len(others))]
 
-    def _yes_or_no(self, relation: str, subject: str, value: str, yes: bool, draw: float, slip: bool) -> Item:
-        asked = value if yes else self._another(relation, value, draw)
-        prompt = f"{self._say(relation, subject, value)} is the {relation} of {subject} {asked} ?"
+    def _yes_or_no(self, subject: str, value: str, yes: bool, draw: float, slip: bool) -> Item:
+        asked = value if yes else self._another(value, draw)
+        prompt = f"{self._say(subject, value)} is {subject} {asked} ?"
         return Item(prompt, "yes" if yes or slip else "no", "yes or no", subject)
 
-    def _choice(self, relation: str, subject: str, value: str, first: bool, draw: float, slip: bool) -> Item:
-        pair = value, self._another(relation, value, draw)
+    def _choice(self, subject: str, value: str, first: bool, draw: float, slip: bool) -> Item:
+        pair = value, self._another(value, draw)
         a, b = pair if first else pair[::-1]
-        prompt = f"{self._say(relation, subject, value)} is it a {a} or b {b} ?"
-        return Item(prompt, "a" if first or slip else "b", "choice", subject)
+        return Item(f"{self._say(subject, value)} a {a} b {b} ?", "a" if first or slip else "b", "choice", subject)
 
 
-def quiz_world(
-    subjects: int = 80, *, relations: Sequence[tuple[str, int]] = RELATIONS, generator: torch.Generator
-) -> QuizWorld:
+def quiz_world(subjects: int = 80, values: int = 6, *, generator: torch.Generator) -> QuizWorld:
     """A world of questions about what was just said.
 
     Args:
         subjects: half of them for training, a quarter each for validation and for tests.
-        relations: their names, each with the number of its values.
+        values: what a subject may be said to be.
         generator: where subjects and values come from.
 
     Raises:
-        RangeError: fewer than four subjects, no relation, or one with a single value.
+        RangeError: fewer than four subjects, or than two values.
 
     Examples:
         >>> world = quiz_world(8, generator=torch.Generator().manual_seed(0))
         >>> item = world.questions("yes or no", 1, generator=torch.Generator().manual_seed(0))[0]
         >>> len(item.prompt.split()), item.answer in ("yes", "no"), item.subject in world.subjects["training"]
-        (14, True, True)
+        (8, True, True)
     """
-    if subjects < 4 or not relations or min(count for _, count in relations) < 2:
-        raise RangeError("these numbers make no world", given=f"{subjects=}, {relations=}")
-    reserved = {name for name, _ in relations} | set(NUMBERS)
-    words = invent(subjects + sum(count for _, count in relations), taken=reserved, generator=generator)
-    names, rest = words[:subjects], words[subjects:]
-    values: dict[str, tuple[str, ...]] = {}
-    for name, count in relations:
-        values[name], rest = tuple(rest[:count]), rest[count:]
-    first, second = subjects // 2, subjects - subjects // 4
+    if subjects < 4 or values < 2:
+        raise RangeError("these numbers make no world", given=f"{subjects=}, {values=}")
+    words = invent(subjects + values, taken=set(NUMBERS), generator=generator)
+    names, first, second = words[:subjects], subjects // 2, subjects - subjects // 4
     parts: dict[Part, tuple[str, ...]] = {
         "training": tuple(names[:first]),
         "validation": tuple(names[first:second]),
         "test": tuple(names[second:]),
     }
-    return QuizWorld(parts, values)
+    return QuizWorld(parts, tuple(words[subjects:]))

@@ -86,7 +86,7 @@ def prepared_quiz(config: Config, seed: int) -> Prepared:
     asked = {slips: lessons(world, config.lessons, slips, numbers) for slips in (0.0, config.slips)}
     tokenizer = corpora.word_tokenizer(asked[0.0], extra=world.words)
     options: dict[str, Any] = {
-        "tokenizer": tokenizer, "batch": config.batch, "seed": seed, "loss": "answer", "cache": False,
+        "tokenizer": tokenizer, "batch": config.batch, "seed": seed, "loss": "both", "cache": False,
         "progress": False,
     }  # fmt: skip
     taught = train_language_model(
