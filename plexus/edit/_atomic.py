@@ -90,4 +90,5 @@ def atomic_steering(
         if over:
             warnings.warn(f"atomic_steering: {over} of {k} relative changes were cut to {limit:g}", stacklevel=3)
         change = {site: values.clamp(-limit, limit) for site, values in change.items()}
-    return scale(chosen, {site: 1 + values for site, values in change.items()}, positions=positions)
+    # one number per chosen coordinate, so that they go along when the edit is moved to random ones
+    return scale(chosen, {site: 1 + values[chosen.mask(site)] for site, values in change.items()}, positions=positions)

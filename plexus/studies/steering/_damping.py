@@ -33,7 +33,7 @@ class Edits:
     """
 
     method: Method = "none"
-    by: Literal["margin", "abs", "signed"] = "margin"
+    by: Literal["margin", "push", "abs", "signed"] = "margin"
     transposed: bool = False
     k: int = 1
     factor: float = 0.0

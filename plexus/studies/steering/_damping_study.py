@@ -32,6 +32,9 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
 ARMS = (
     Arm("none", role="reference"),
     Arm("margin", method="eigenshift", by="margin", grid="directions", role="method", note="needs the word list"),
+    Arm(
+        "push", method="eigenshift", by="push", grid="directions", role="method", note="level, not difference; the list"
+    ),
     Arm("abs", method="eigenshift", by="abs", grid="directions", role="method", note="needs hidden states alone"),
     Arm("signed", method="eigenshift", by="signed", role="ablation", note="as published, but projected with Vᵀ"),
     Arm("published", method="eigenshift", by="signed", transposed=True, role="ablation", note="projected with V"),

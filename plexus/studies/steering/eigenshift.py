@@ -114,6 +114,7 @@ class EigenShift(DampingStudy):
         ),
         interval("less rudeness, %", of("margin", "reduction"), role="mechanism", at_least=70.0),
         interval("perplexity, multiple", of("margin", "ratio"), role="mechanism", at_most=1.10),
+        interval("ranked by level: less rudeness, %", of("push", "reduction"), role="mechanism", at_least=70.0),
         interval("without a list: less rudeness, %", of("abs", "reduction"), role="mechanism", at_least=70.0),
         interval("one random direction: less, %", of("random, one", "reduction"), role="mechanism", at_most=10),
         interval(

@@ -91,6 +91,8 @@ class EigenShiftText(DampingStudy):
         "many of them have an insult as their most likely token is measured (`sure`).",
         "Rudeness is the probability of the list at the steps of sampled continuations, their expected share of "
         "insults: the share drawn (measured beside it) has too few events for a small model.",
+        "Directions are also ranked by `push`, the level of their part in the margin before an insult instead of its "
+        "difference to other places: that is what taking one out loses.",
         "Six seeds, because each trains a language model of its own.",
         "Perplexity is that of unseen passages without an insult.",
     )
@@ -120,6 +122,7 @@ class EigenShiftText(DampingStudy):
         ),
         interval("fewer insults, %", of("margin", "reduction"), role="mechanism", at_least=30.0),
         interval("perplexity, multiple", of("margin", "ratio"), role="mechanism", at_most=1.10),
+        interval("ranked by level: fewer insults, %", of("push", "reduction"), role="mechanism", at_least=30.0),
         interval("without a list: fewer insults, %", of("abs", "reduction"), role="mechanism", at_least=30.0),
         interval("one random direction: fewer, %", of("random, one", "reduction"), role="mechanism", at_most=10.0),
         interval(
