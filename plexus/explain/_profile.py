@@ -37,8 +37,8 @@ class StageProfile:
         units: all units of each layer, int64 `[layer]`.
 
     Examples:
-        >>> counts = torch.tensor([[3, 0, 7], [1, 1, 8]])
-        >>> profile = StageProfile((Site("0"), Site("1")), KINDS, counts, torch.tensor([10, 10]))
+        >>> counts, units = torch.tensor([[3, 0, 7], [1, 1, 8]]), torch.tensor([10, 10])
+        >>> profile = StageProfile((Site("0"), Site("1")), KINDS, counts, units)
         >>> profile.share("specific").tolist(), round(profile.center("specific"), 2)
         ([0.3, 0.1], 0.25)
     """

@@ -13,6 +13,7 @@ Source: Zhang et al. 2026.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -182,26 +183,30 @@ def condition_units(
     def choose(weight: float) -> Neurons:
         nonlocal tried
         tried += 1
-        return condition_entropy(probability, weight).top(share, by="low")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of ties, which the last choice tells once
+            return condition_entropy(probability, weight).top(share, by="low")
+
+    def sorted_with(weight: float) -> ConditionUnits:
+        chosen = condition_entropy(probability, weight).top(share, by="low")
+        return ConditionUnits(conditions, chosen, serves, float(weight), bar, max(tried, 1))
 
     if magnitude != "auto":
-        return ConditionUnits(conditions, choose(magnitude), serves, float(magnitude), bar, tried)
+        return sorted_with(magnitude)
     low, high = 0.0, limit
-    best = choose(low)
-    if len(best & every):
+    plain = choose(low)
+    if len(plain & every):
         raise RangeError(
             "even without the magnitude term, chosen units serve all conditions",
-            given=f"{len(best & every)} of {len(best)}; {Bracket(None, 0.0)}",
+            given=f"{len(plain & every)} of {len(plain)}; {Bracket(None, 0.0)}",
             mend="choose fewer units, or raise the percentile",
         )
-    top = choose(high)
-    if not len(top & every):
-        low, best = high, top
+    if not len(choose(high) & every):
+        low = high
     while high - low > tolerance:
         middle = (low + high) / 2
-        found = choose(middle)
-        if len(found & every):
+        if len(choose(middle) & every):
             high = middle
         else:
-            low, best = middle, found
-    return ConditionUnits(conditions, best, serves, low, bar, tried)
+            low = middle
+    return sorted_with(low)

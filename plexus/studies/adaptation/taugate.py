@@ -218,10 +218,7 @@ CHECKS: tuple[Check, ...] = (
         at_least=0.0,
     ),
     interval(
-        "points above LoRA of rank 4",
-        points("modes", "LoRA rank 4", "rotated target"),
-        role="advantage",
-        at_least=-1.0,
+        "points above LoRA of rank 4", points("modes", "LoRA rank 4", "rotated target"), role="advantage", at_least=-1.0
     ),
     interval("points that LoRA of rank 4 loses on upright images", lost("LoRA rank 4"), role="advantage", at_least=3.0),
     wins(
@@ -238,20 +235,12 @@ CHECKS: tuple[Check, ...] = (
 class _TauGate(Study):
     """What both variants share."""
 
-    paper = Paper(
-        "Dopamine: Brain Modes, Not Brains",
-        "Shervin Ghasemlou",
-        2026,
-        arxiv="2602.11726",
-    )
+    paper = Paper("Dopamine: Brain Modes, Not Brains", "Shervin Ghasemlou", 2026, arxiv="2602.11726")
     fidelity = "C"
     Config = Config
     arms = ARMS
     checks = CHECKS
-    inferred: ClassVar = {
-        "temperature of the gate": "0.05, 0.1 and 0.5",
-        "initial threshold": "-2 T and 0",
-    }
+    inferred: ClassVar = {"temperature of the gate": "0.05, 0.1 and 0.5", "initial threshold": "-2 T and 0"}
     shares: ClassVar = {
         "one point above the frozen network": lambda s: fmean(
             float(s[arm]["rotated target"] - s["frozen"]["rotated target"] >= 1.0) for arm in VARIANTS
