@@ -159,7 +159,11 @@ def superposition(
         doubts.append(f"FVU {found.fvu:.2f}: the autoencoder explains too little for F to mean anything")
     recent = done.curve["effective_features"][-3:]
     moved = float((recent.max() - recent.min()) / recent.mean())
-    if len(recent) < 3 or moved > _SETTLED:
+    if len(recent) < 3:
+        doubts.append(
+            f"training was looked at {len(recent)} time(s): too few to tell whether F has settled, train longer"
+        )
+    elif moved > _SETTLED:
         doubts.append(
             f"F moved by {100 * moved:.0f} % over the last looks at training: it has not settled, train longer"
         )
