@@ -47,13 +47,22 @@ def test_ablations_change_what_they_say_and_nothing_else():
     assert set(rivals) == {*protocol.RIVALS, "best rival"}
 
 
-def test_random_sets_are_as_large_at_every_site_and_others(config, found):
+def test_random_sets_are_others_and_as_large_at_every_site(config, found):
     own = rel.chosen(config, found, 0)
     other = rel.chosen(dataclasses.replace(config, random=True), found, 0)
     for name, units in own.items():
         assert units.counts == other[name].counts
-        assert not units & other[name]
+        assert units != other[name]
         assert len(units) == math.ceil(config.share * sum(units.sizes.values()))
+
+
+def test_a_ranking_may_take_most_of_a_site(config, prepared):
+    """Attribution likes the down-projections; the controls must still exist."""
+    test = rel.to_test_with(prepared)
+    most = dataclasses.replace(config, where="down", share=0.7)
+    units = rel.chosen(most, rel.ranked(most, prepared.model, rel.to_choose_on(prepared), test, 0), 0)
+    matrices = protocol.asked(most, prepared.model, test, rel.edits(most, prepared.model, test, units), 0)
+    assert matrices["accuracy"].controls.shape == (8, 1, 8)
 
 
 def test_where_restricts_the_units(config, prepared):

@@ -190,8 +190,8 @@ def chosen(config: Config, found: Scores, seed: int) -> dict[str, Neurons]:
     """The units of each relation."""
     units = {name: of.top(config.share, by=config.by) for name, of in found.items()}
     if config.random:
-        draw = generator(seed, 2)
-        units = {name: matched_random(one, draw) for name, one in units.items()}
+        draw = generator(seed, 2)  # among all units: a ranking may take most of a site
+        units = {name: matched_random(one, draw, exclude=False) for name, one in units.items()}
     return units
 
 

@@ -130,7 +130,8 @@ class RelationNeurons(Study):
         "The share of units is tuned among 4, 8 and 16 %: in so small a model the paper's 0.36 % are four units.",
         "Two wordings in the test, of which units were chosen on one; the model has read all facts, as in the paper.",
         "Interference is asked of a second model that knows a part of the facts: at full recall nothing can improve.",
-        "The matched random sets are drawn at each site, so for each layer and projection.",
+        "The matched random sets are drawn at each site, so for each layer and projection, the chosen units included, "
+        "since some rankings take more than half of a site; what the two share counts against the method.",
     )
     Config = Config
     scales: ClassVar = {
@@ -333,7 +334,9 @@ def asked(config: Config, model: Any, test: Questions, made: dict[str, Edit], se
         here = test.labels == number
         if not bool((known & here).any()):
             known = known | here
-    return effect_matrix(model, made, test, test.labels, test.names, keep=known, n_random=config.controls, seed=seed)
+    return effect_matrix(
+        model, made, test, test.labels, test.names, keep=known, n_random=config.controls, seed=seed, exclude=False
+    )
 
 
 def losses(matrix: EffectMatrix, many: float, end: str) -> dict[str, float]:
@@ -381,7 +384,9 @@ def details(
     plain = dataclasses.replace(config, details=False)
     scored = ranked(plain, prepared.early, to_choose_on(prepared), test, seed)
     cut = {name: scale(one, 0.0) for name, one in chosen(plain, scored, seed).items()}
-    matrices = effect_matrix(prepared.early, cut, test, test.labels, test.names, n_random=config.controls, seed=seed)
+    matrices = effect_matrix(
+        prepared.early, cut, test, test.labels, test.names, n_random=config.controls, seed=seed, exclude=False
+    )
     found["gains"] = 100 * gains(matrices["log-probability"])
     found["gains points"] = 100 * gains(matrices["accuracy"])
     return found
