@@ -92,9 +92,9 @@ class EigenShift(DampingStudy):
     Config = Config
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
-            "layers": 1, "hidden": 32, "steps": 60, "batch": 32, "texts": 1500, "clean_steps": 10, "collected": 120,
-            "labelled": 120, "prompts": 8, "samples": 2, "new": 8, "neutral": 16, "draws": 3, "halves": 2,
-            "tuning_seeds": 1,
+            "layers": 1, "hidden": 32, "steps": 20, "batch": 16, "texts": 600, "clean_steps": 2, "collected": 120,
+            "labelled": 120, "prompts": 8, "samples": 2, "new": 8, "neutral": 16, "draws": 3, "halves": 1,
+            "tuning_seeds": 0,
         },
         "full": {},
         "paper": {"layers": 4, "hidden": 256, "steps": 4000, "texts": 60000, "prompts": 512, "samples": 25},
