@@ -85,8 +85,11 @@ class EigenShift(DampingStudy):
         "another one: here no single rude word is ever the most likely. How many would be kept is measured (`sure`).",
         "Rudeness is the share of tokens, because nearly every continuation holds a rude word; the share of "
         "continuations and of prompts with one among their continuations are measured beside it.",
-        "Directions are ranked by their part in the margin of the word list, or by |Δ|/σ; the published order, which "
-        "hangs on the signs of the decomposition, and the published projection V h are arms.",
+        "Directions are ranked by their part in the margin of the word list, by the level of that part (`push`) or by "
+        "|Δ|/σ; the published order, which hangs on the signs of the decomposition, and the published projection V h "
+        "are arms.",
+        "Units are scored on the sentences: a concept that is a list of words is easy for single units to detect, so "
+        "that a layer's probe can hardly be better here.",
         "Perplexity is that of neutral sentences of the same world instead of Wikipedia's.",
     )
     Config = Config
