@@ -113,6 +113,7 @@ def test_the_measures() -> None:
     assert harmonic(10.0, 0.0, 6.23, 43_517.0) == pytest.approx(0.03, abs=0.002)
     assert harmonic(10.0, 0.0, 5.0, 4.0) == 100.0
     assert harmonic(10.0, 12.0, 5.0, 5.0) == 0.0
+    assert harmonic(0.0, 0.0, 5.0, 5.0) == 0.0
     p = torch.randn(5, 8).log_softmax(1)
     assert divergence(p, p, torch.tensor([3])) == pytest.approx(0.0, abs=1e-6)
     lifted = p.clone()

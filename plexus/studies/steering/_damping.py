@@ -163,13 +163,13 @@ def divergence(before: Tensor, after: Tensor, words: Tensor) -> float:
 
 def harmonic(before: float, after: float, perplexity: float, edited: float) -> float:
     """TPH in per cent: the harmonic mean of the relative reduction and of the share of perplexity kept."""
-    kept, reduced = min(1.0, perplexity / edited), max(0.0, 1 - after / before)
+    kept, reduced = min(1.0, perplexity / edited), max(0.0, reduction(before, after) / 100)
     return 200 * kept * reduced / (kept + reduced) if reduced else 0.0
 
 
 def reduction(before: float, after: float) -> float:
-    """Relative reduction in per cent; negative where there is more."""
-    return 100 * (1 - after / before)
+    """Relative reduction in per cent; negative where there is more. What was nothing cannot be reduced."""
+    return 100 * (1 - after / before) if before else 0.0
 
 
 class Measured:

@@ -173,6 +173,8 @@ class DampingStudy(Study):
     def tune(self, config: Any) -> Tuning:
         """Each arm's setting: the highest TPH on validation data among those within the budget of perplexity."""
         arms = {arm.name: arm for arm in self.arms if arm.overrides.get("grid")}
+        if not config.tuning_seeds:
+            return Tuning({}, dict.fromkeys(arms, 0), "not tuned")
         base = replace(config, part="validation")
         found: dict[str, list[list[dict[str, float]]]] = {name: [] for name in arms}
         for seed in TUNING_SEEDS[: config.tuning_seeds]:

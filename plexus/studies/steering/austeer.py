@@ -99,8 +99,8 @@ class AtomicSteering(Study):
     Config = Config
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
-            "layers": 1, "hidden": 32, "steps": 30, "batch": 16, "format_steps": 5, "fit": 40, "validation": 20,
-            "test": 40, "neutral": 8, "draws": 2, "lessons": 150, "every": 15,
+            "layers": 1, "hidden": 32, "steps": 10, "batch": 8, "format_steps": 5, "fit": 40, "validation": 20,
+            "test": 40, "neutral": 8, "draws": 2, "lessons": 150, "every": 45,
         },
         "full": {},
         "paper": {"layers": 6, "hidden": 256, "steps": 8000, "fit": 1000, "test": 2000},

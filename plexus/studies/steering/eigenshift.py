@@ -85,16 +85,19 @@ class EigenShift(DampingStudy):
         "another one: here no single rude word is ever the most likely. How many would be kept is measured (`sure`).",
         "Rudeness is the share of tokens, because nearly every continuation holds a rude word; the share of "
         "continuations and of prompts with one among their continuations are measured beside it.",
-        "Directions are ranked by their part in the margin of the word list, or by |Δ|/σ; the published order, which "
-        "hangs on the signs of the decomposition, and the published projection V h are arms.",
+        "Directions are ranked by their part in the margin of the word list, by the level of that part (`push`) or by "
+        "|Δ|/σ; the published order, which hangs on the signs of the decomposition, and the published projection V h "
+        "are arms.",
+        "Units are scored on the sentences: a concept that is a list of words is easy for single units to detect, so "
+        "that a layer's probe can hardly be better here.",
         "Perplexity is that of neutral sentences of the same world instead of Wikipedia's.",
     )
     Config = Config
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
-            "layers": 1, "hidden": 32, "steps": 60, "batch": 32, "texts": 1500, "clean_steps": 10, "collected": 120,
-            "labelled": 120, "prompts": 8, "samples": 2, "new": 8, "neutral": 16, "draws": 3, "halves": 2,
-            "tuning_seeds": 1,
+            "layers": 1, "hidden": 32, "steps": 20, "batch": 16, "texts": 600, "clean_steps": 2, "collected": 120,
+            "labelled": 120, "prompts": 8, "samples": 2, "new": 8, "neutral": 16, "draws": 3, "halves": 1,
+            "tuning_seeds": 0,
         },
         "full": {},
         "paper": {"layers": 4, "hidden": 256, "steps": 4000, "texts": 60000, "prompts": 512, "samples": 25},

@@ -99,8 +99,8 @@ class EigenShiftText(DampingStudy):
     Config = Config
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
-            "layers": 1, "hidden": 32, "steps": 30, "batch": 8, "clean_steps": 5, "collected": 100, "labelled": 80,
-            "prompts": 16, "samples": 2, "new": 8, "neutral": 16, "draws": 2, "halves": 2, "tuning_seeds": 1,
+            "layers": 1, "hidden": 32, "steps": 10, "batch": 8, "clean_steps": 2, "collected": 100, "labelled": 80,
+            "prompts": 16, "samples": 2, "new": 8, "neutral": 16, "draws": 2, "halves": 1, "tuning_seeds": 0,
         },
         "full": {
             "layers": 2, "hidden": 64, "steps": 500, "batch": 16, "collected": 400, "prompts": 64, "samples": 3,
