@@ -40,3 +40,4 @@ from ._event_pictures import to_structured as to_structured
 from ._event_pictures import voxel_grid as voxel_grid
 from ._event_sets import EventSet as EventSet
 from ._event_sets import event_set as event_set
+from . import corpora as corpora

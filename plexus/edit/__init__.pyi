@@ -14,3 +14,4 @@ from . import svd as svd
 from ._unit_scaling import unit_scaling as unit_scaling
 from . import rewire as rewire
 from . import prune as prune
+from ._atomic import atomic_steering as atomic_steering

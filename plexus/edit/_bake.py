@@ -228,16 +228,19 @@ class _Weights:
     ) -> None:
         self.model, self.module, self.site, self.pending, self.new_bias = model, module, site, pending, new_bias
 
-    def has(self, name: str) -> bool:
-        """Whether the layer has such a tensor."""
-        return getattr(self.module, name, None) is not None
+    @property
+    def has_bias(self) -> bool:
+        """Whether the layer has a bias, or is about to get one."""
+        return getattr(self.module, "bias", None) is not None or self._new_bias_name() in self.pending
+
+    def _new_bias_name(self) -> str:
+        return f"{self.get('weight')[0].rpartition('.')[0]}.bias".lstrip(".")
 
     def bias(self, offset: Tensor) -> tuple[str, nn.Parameter, Tensor, nn.Module | None]:
         """As `get("bias")`, and the layer if it has none and gets one to hold `offset` `[unit]`."""
-        if self.has("bias"):
+        if getattr(self.module, "bias", None) is not None:
             return *self.get("bias"), None
-        full, weight, _ = self.get("weight")
-        name = f"{full.rpartition('.')[0]}.bias".lstrip(".")
+        name, (_, weight, _) = self._new_bias_name(), self.get("weight")
         if not self.new_bias:
             raise _refusal(self.site, "the layer has no bias to hold the constant", mend="bake(..., new_bias=True)")
         reason = why_no_bias(self.model, self.module, name)
@@ -299,7 +302,7 @@ def _put_out(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
     if isinstance(module, nn.Embedding):
         return [_Change(name, parameter, from_output(module, changed + bias[:, None], weight.shape))]
     changes = [_Change(name, parameter, from_output(module, changed, weight.shape))] if bool((gain != 1).any()) else []
-    if weights.has("bias") or bool((bias != 0).any()):
+    if weights.has_bias or bool((bias != 0).any()):
         name, parameter, offset, new_in = weights.bias(bias)
         turned = gain @ offset if gain.dim() == 2 else offset * gain
         changes.append(_Change(name, parameter, turned + bias, new_in))

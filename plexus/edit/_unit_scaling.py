@@ -87,6 +87,6 @@ def unit_scaling(
         chosen = scores.top(top)
     numbers: dict[Site, Tensor | float] = {}
     for site, value in values.items():
-        strength = (1 - 2 * (value.nan_to_num(0.5) - 0.5)).clamp(max=1.0)
+        strength = (1 - 2 * (value[chosen.mask(site)].nan_to_num(0.5) - 0.5)).clamp(max=1.0)
         numbers[site] = strength if how == "aura" else factor if how == "damp" else 0.0
     return scale(chosen, numbers, positions=positions)

@@ -12,6 +12,8 @@ from ._matrix import EffectMatrix as EffectMatrix
 from ._matrix import effect_matrix as effect_matrix
 from ._overlap import OverlapMatrix as OverlapMatrix
 from ._overlap import overlap_matrix as overlap_matrix
+from ._confidence import EntropyEffect as EntropyEffect
+from ._confidence import entropy_effect as entropy_effect
 from ._profile import ConditionChange as ConditionChange
 from ._profile import StageProfile as StageProfile
 from ._profile import condition_change as condition_change

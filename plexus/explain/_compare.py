@@ -136,14 +136,16 @@ class Comparison(Mapping[str, Effect]):
         }
 
     def __str__(self) -> str:
-        head = ("measure", "before", "after", "change", "random units", "95 % of them", "percentile", "p")
+        head = ("measure", "before", "after", "change", "random", "95 % of them", "percentile", "p")
         rows = [head, *(_row(effect) for effect in self._effects.values())]
         if len(self._effects) > 1:
             corrected = ["p (Holm)", *(f"{p:.3g}" for p in self.corrected.values())]
             rows = [(*row, p) for row, p in zip(rows, corrected, strict=True)]
         wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         alike = "" if self.matched is None else f", alike in {self.matched}"
-        lines = [f"{self.edit!r}; beside the same on {self.n_random} matched random sets of units{alike}"]
+        along = all(step.basis is not None for step in self.edit.steps)
+        controls = "along {} random directions" if along else "on {} matched random sets of units"
+        lines = [f"{self.edit!r}; beside the same {controls.format(self.n_random)}{alike}"]
         for row in rows:
             cells = [cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, wide, strict=True))]
             lines.append("  ".join(cells).rstrip())

@@ -22,7 +22,7 @@ from plexus.explain.controls._matched import AMONG, matched_random
 from plexus.explain.controls._null import Null, null
 from plexus.probe._progress import tracked
 from plexus.probe._quiet import random_state_kept
-from plexus.units import Neurons, Scores
+from plexus.units import Scores
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -99,7 +99,7 @@ class EffectMatrix:
             level: coverage.
             resamples: number of draws.
             seed: of the draws.
-            clusters: whole numbers `[item]`; items of one cluster (one subject asked in several ways) are drawn together.
+            clusters: whole numbers `[item]`; items of one cluster (a subject asked in several ways) are drawn together.
 
         Raises:
             RangeError: a level outside (0, 1), fewer than one draw.
@@ -162,7 +162,7 @@ class EffectMatrix:
         wide = max(8, *map(len, self.edits))
         cell = [max(8, len(group)) for group in self.groups]
         lines = [
-            f"{self.name}: change under the edit in the row; below each its mean over {self.controls.shape[1]} random sets"
+            f"{self.name}: change under the edit of the row, and below it over {self.controls.shape[1]} random sets"
         ]
         lines.append(" " * wide + "".join(f"  {g:>{w}}" for g, w in zip(self.groups, cell, strict=True)))
         for number, edit in enumerate(self.edits):

@@ -15,20 +15,22 @@ _LINE = 16  # numbers that are turned at a time, so that a line of memory is rea
 
 def one(starts, columns, values, x, out, first, last):
     for i in range(first, last):
-        begin, end = starts[i], starts[i + 1]
+        # counted from zero, as an index that might be negative costs a comparison each
+        column, value = columns[starts[i] : starts[i + 1]], values[starts[i] : starts[i + 1]]
+        whole = len(value) // 8 * 8
         zero = values.dtype.type(0)
         a, b, c, d, e, f, g, h = zero, zero, zero, zero, zero, zero, zero, zero
-        for k in range(begin, end - 7, 8):  # eight sums at once, as one would wait for itself
-            a += values[k] * x[columns[k]]
-            b += values[k + 1] * x[columns[k + 1]]
-            c += values[k + 2] * x[columns[k + 2]]
-            d += values[k + 3] * x[columns[k + 3]]
-            e += values[k + 4] * x[columns[k + 4]]
-            f += values[k + 5] * x[columns[k + 5]]
-            g += values[k + 6] * x[columns[k + 6]]
-            h += values[k + 7] * x[columns[k + 7]]
-        for k in range(end - (end - begin) % 8, end):
-            a += values[k] * x[columns[k]]
+        for k in range(0, whole, 8):  # eight sums at once, as one would wait for itself
+            a += value[k] * x[column[k]]
+            b += value[k + 1] * x[column[k + 1]]
+            c += value[k + 2] * x[column[k + 2]]
+            d += value[k + 3] * x[column[k + 3]]
+            e += value[k + 4] * x[column[k + 4]]
+            f += value[k + 5] * x[column[k + 5]]
+            g += value[k + 6] * x[column[k + 6]]
+            h += value[k + 7] * x[column[k + 7]]
+        for k in range(whole, len(value)):
+            a += value[k] * x[column[k]]
         out[i] = ((a + b) + (c + d)) + ((e + f) + (g + h))
 
 

@@ -57,6 +57,8 @@ def fusable(*tensors: Tensor) -> bool:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
+    if torch.autograd.forward_ad._current_level < 0:  # asking each tensor takes longer than a small product
+        return True
     return all(torch.autograd.forward_ad.unpack_dual(t).tangent is None for t in tensors)
 
 

@@ -28,3 +28,4 @@ from ._study import study as study
 from ._study import wins as wins
 from ._trial import try_out as try_out
 from ._verdict import judge as judge
+from . import models as models

@@ -56,3 +56,8 @@ from ._directions import directions as directions
 from ._directions import token_batches as token_batches
 from . import geometry as geometry
 from . import sae as sae
+from . import robustness as robustness
+from ._answers import AnswerPair as AnswerPair
+from ._answers import AnswerStates as AnswerStates
+from ._answers import answer_states as answer_states
+from ._answers import steering_sites as steering_sites

@@ -20,6 +20,11 @@ class WithinBudget:
         cost: what it costs.
         over: the smallest value above it that was seen to cost more; None if the whole range is within the budget.
         tried: every value that was tried with its cost, in the order tried.
+
+    Examples:
+        >>> found = largest_within(lambda x: x, 2.0, high=8.0, tolerance=0.25)
+        >>> found.value, found.over, found.tried
+        (2.0, 4.0, ((0.0, 0.0), (8.0, 8.0), (4.0, 4.0), (2.0, 2.0)))
     """
 
     value: float

@@ -33,6 +33,10 @@ class Coherence(NamedTuple):
         repetition: share of runs of four words that repeat an earlier one; 0 in most texts, towards 1 in a loop.
         compression: bytes after zlib over bytes before; about 0.4 to 0.6 in a paragraph, near 0 in a loop.
         foreign: share of letters that belong to another script.
+
+    Examples:
+        >>> Coherence(repetition=0.9, compression=0.1, foreign=0.0).repetition
+        0.9
     """
 
     repetition: float

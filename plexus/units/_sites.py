@@ -176,8 +176,8 @@ class Finder:
     def projections(self, model: nn.Module) -> SiteList:
         """The outputs of all projections of every MLP: gate, up and down, before any activation.
 
-        Those of gate and up are what the hidden units of `mlp` are made of; those of down are directions of the residual
-        stream. Gate and up of a fused projection are one site, the gate first.
+        Those of gate and up are what the hidden units of `mlp` are made of; those of down are directions of the
+        residual stream. Gate and up of a fused projection are one site, the gate first.
 
         Raises:
             SiteError: no MLP was recognised.

@@ -60,62 +60,6 @@ def test_baked_is_edited(place: str, verb: str) -> None:
     assert report.error < 1e-7
 
 
-ALONG: dict[str, Callable[[Neurons, Tensor], Edit]] = {
-    "ablate": lambda n, basis: edit.scale(n, 0.0, basis=basis),
-    "scale": lambda n, basis: edit.scale(n, torch.tensor([1.7, -0.3]), basis=basis),
-    "add": lambda n, basis: edit.add(n, torch.tensor([0.5, 2.0]), basis=basis),
-    "clamp": lambda n, basis: edit.clamp(n, 0.4, basis=basis),
-    "several": lambda n, basis: edit.scale(n, 2.0, basis=basis).then(edit.scale(n, 0.1)).then(edit.add(n, 1.0)),
-}
-
-
-@pytest.mark.parametrize("verb", ALONG)
-@pytest.mark.parametrize(
-    "place", [name for name in PLACES if not any(word in name for word in ("norm", "groups", "features", "inter"))]
-)
-def test_directions_are_baked(place: str, verb: str) -> None:
-    make, site, shape = PLACES[place]
-    if place == "output of a transposed":
-        make = lambda: nn.ConvTranspose2d(4, 6, 3)  # noqa: E731
-    layer = make()
-    model = nn.ModuleDict({"it": layer})
-    action = ALONG[verb](Neurons.of({site: 6}, {site: [0, 1, 4]}), torch.randn(2, 6))
-    x = torch.randn(shape)
-    with action.on(model):
-        expected = layer(x)
-    edit.bake(model, action)
-    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_an_ablated_direction_is_one_that_the_weights_no_longer_write() -> None:
-    layer, direction = nn.Linear(5, 4), torch.tensor([0.5, 0.5, -0.5, 0.5])
-    site = Site("it")
-    edit.bake(nn.ModuleDict({"it": layer}), edit.scale(~Neurons.of({site: 4}), 0.0, basis=direction))
-    torch.testing.assert_close(direction @ layer.weight, torch.zeros(5), atol=1e-6, rtol=0)
-    torch.testing.assert_close(direction @ layer.bias, torch.tensor(0.0), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
-def test_folded_steering_is_saved_and_loaded(family: str, tiny: Callable[..., Any], tmp_path: Any) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model, inputs = tiny(family)
-    hidden, heads = sites.mlp(model), sites.heads(model)
-    outputs = [Site(site.path, site.axes) for site in hidden]  # what the MLPs put out
-    factors = torch.rand(16, generator=torch.Generator().manual_seed(0)) * 2
-    steps = edit.scale(~Neurons.of(dict.fromkeys(outputs, 16)), factors)
-    steps = steps.then(edit.scale(Neurons.of(dict.fromkeys(heads, 4), {site: [2] for site in heads}), 3.0))
-    with torch.no_grad():
-        with steps.on(model):
-            expected = model(**inputs).logits
-        edit.bake(model, steps)
-        folded = model(**inputs).logits
-        model.save_pretrained(tmp_path)
-        loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(**inputs).logits
-    torch.testing.assert_close(folded, expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(loaded, folded)
-
-
 @pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "t5", "albert"])
 def test_hidden_units_and_heads_of_transformers(family: str, tiny: Callable[..., Any]) -> None:
     model, inputs = tiny(family)

@@ -119,3 +119,14 @@ def test_what_is_not_linear_is_refused(tiny: Callable[..., Any]) -> None:
         edit.bake(model, steer.ablate({Site("transformer.h.1.ln_2"): DIRECTION}))
     with pytest.raises(UnsupportedError, match="several places"):
         edit.bake(model, steer.ablate({Site("transformer.wte"): DIRECTION}))
+
+
+def test_a_new_bias_takes_part_in_the_steps_that_follow() -> None:
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Tanh())
+    site, x = Site("0"), torch.randn(5, 4)
+    steps = steer.add({site: torch.randn(6)}, 2.0).then(steer.rotate({site: torch.randn(2, 6)}, 70))
+    steps = steps.then(edit.scale(~Neurons.of({site: 6}), 0.5)).then(steer.add({site: torch.randn(6)}, 1.0))
+    with steps.on(model):
+        steered = model(x)
+    edit.bake(model, steps, new_bias=True)
+    torch.testing.assert_close(model(x), steered)

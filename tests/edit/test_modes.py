@@ -185,6 +185,21 @@ def test_copies_and_whole_files(kind: str) -> None:
     assert torch.equal(out(fresh.eval()(x)), expected)
 
 
+def test_switching_inside_one_with() -> None:
+    modes, x = make("mlp")
+    first, second = disturbed(modes, "one", 1)(x), disturbed(modes, "two", 2)(x)
+    plain = modes.activate(None)(x)
+    with modes.on() as base:
+        for name, expected in (("two", second), (None, plain), ("one", first)):
+            assert torch.equal(modes.activate(name)(x), expected)
+            assert torch.equal(base(x), expected)
+        with torch.no_grad():
+            modes["one"].gains[0].mul_(2)
+        assert not torch.equal(base(x), first)
+        with pytest.raises(UnsupportedError, match="act already"):
+            mode_report(modes, x)
+
+
 def test_edits_and_recorders_meet_the_modes() -> None:
     modes, x = make("mlp")
     expected = disturbed(modes)(x)
@@ -297,17 +312,17 @@ def test_the_report_counts_what_the_network_computes() -> None:
     report = mode_report(modes.train(), [x[:5], x[5:]])
     site = modes.sites[0]
     a = torch.relu(modes.base[0](x))
-    torch.testing.assert_close(report.on_rate[site], (a > tau).double().mean(0))
+    on = (a > tau) & (a > 0)
+    torch.testing.assert_close(report.on_rate[site], on.double().mean(0))
     torch.testing.assert_close(report.base_on_rate[site], (a > 0).double().mean(0))
     sent = (gamma * a * (a > tau)).abs().double().mean(0)
     torch.testing.assert_close(report.contribution[site], sent * modes.base[3].weight.double().norm(dim=0))
     assert report.weighted == modes.sites
-    assert torch.equal(report.off.mask(site), ~(a > tau).any(0))
+    assert torch.equal(report.off.mask(site), ~on.any(0))
     far = (gamma - 1).abs() > 0.2
     assert bool((report.changed(0.2).mask(site) >= far).all())
     assert modes.training
-    on = active_neurons(modes, x)[site]
-    assert torch.equal(on, a > tau)
+    assert torch.equal(active_neurons(modes, x)[site], on)
 
 
 def test_padding_does_not_count(tiny: Callable[..., Any]) -> None:

@@ -380,6 +380,40 @@ def test_what_cannot_be_followed_is_refused_with_the_reason(kind: str, reason: s
     assert torch.equal(model(x), before)
 
 
+def test_inside_a_residual_block_channels_go_and_outside_they_stay() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+            self.conv2, self.bn2 = nn.Conv2d(6, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+            return F.relu(self.bn2(self.conv2(y)) + x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.blocks = nn.Conv2d(2, 4, 3), nn.Sequential(Block(), Block())
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.blocks(self.stem(x))
+            return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+    torch.manual_seed(0)
+    model, x = live(Net()), images()
+    inner = Site("blocks.1.conv2", "b u y x", at="input")
+    chosen = Neurons.of({inner: 6}, {inner: [0, 5]})
+    expected = silenced(model, chosen, lambda m: m(x))
+    prune.remove(model, chosen)
+    torch.testing.assert_close(model(x), expected)
+    assert model.blocks[1].bn1.num_features == 4
+    outer = Site("stem", "b u y x")
+    with pytest.raises(UnsupportedError, match="residual"):
+        prune.remove(model, Neurons.of({outer: 4}, {outer: [0]}))
+
+
 def test_control_flow_outside_of_the_mlp_does_not_matter() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:

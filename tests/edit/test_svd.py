@@ -126,7 +126,7 @@ def test_scores_do_not_hang_on_the_signs_of_the_decomposition(seed: int, flips: 
     signs = torch.where(torch.tensor(flips), -1.0, 1.0)
     other = replace(found, u=found.u * signs, vh=found.vh * signs[:, None])
     there, here = states(seed=seed % 1000, shift=0.3), states(seed=seed % 999)
-    for by in ("margin", "abs"):
+    for by in ("margin", "push", "abs"):
         one = svd.direction_scores(found, there, here, by=by, outputs=[1, 5])
         assert torch.equal(one, svd.direction_scores(other, there, here, by=by, outputs=[1, 5]))
     signed = svd.direction_scores(found, there, here, by="signed")
@@ -141,6 +141,23 @@ def test_margins_add_up_to_the_difference_of_mean_logits() -> None:
     logits = layer(there).mean(0) - layer(here).mean(0)
     scores = svd.direction_scores(svd.directions(layer, ""), there, here, outputs=concept)
     torch.testing.assert_close(scores.sum(), logits[concept].mean() - logits[others].mean())
+
+
+def test_pushes_add_up_to_the_mean_logits_and_are_what_taking_a_direction_out_loses() -> None:
+    layer = nn.Linear(4, 9, bias=False).double()
+    there, here = states(50, shift=0.5).double(), states(70, seed=3).double()
+    found = svd.directions(layer, "")
+    scores = svd.direction_scores(found, there, here, by="push", outputs=[2, 7])
+
+    def margin() -> Tensor:
+        logits = layer(there).mean(0)
+        return logits[[2, 7]].mean() - logits[[0, 1, 3, 4, 5, 6, 8]].mean()
+
+    torch.testing.assert_close(scores.sum(), margin())
+    for direction in range(4):
+        before = margin()
+        with svd.scale(layer, [direction], 0.25, found=found):
+            torch.testing.assert_close(before - margin(), 0.75 * scores[direction])
 
 
 def test_abs_is_the_two_sample_effect_size() -> None:

@@ -353,3 +353,13 @@ def test_what_is_no_double_dissociation_is_refused():
         controls.double_dissociation(
             model, cuts(), {"a": tasks["a"], "b": lambda m: torch.rand(next(counts))}, n_random=2
         )
+
+
+def test_sets_at_different_sites_are_dissociated_too():
+    model = nn.Sequential(nn.Identity(), nn.Identity())
+    x = 1 + torch.rand(ITEMS, 40, generator=seeded(0))
+    edits = {"one": edit.scale(of(A, 40, 0), 0.0), "two": edit.scale(of(B, 40, 1), 0.0)}
+    tasks = {"a": lambda m: m(x)[:, 0], "b": lambda m: m(x)[:, 1]}
+    found = controls.double_dissociation(model, edits, tasks, n_random=19)
+    assert found.crossed
+    assert found.p == pytest.approx(0.05)

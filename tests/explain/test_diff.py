@@ -242,3 +242,26 @@ def test_the_report_holds_everything_and_has_a_figure():
     assert len(short.figure().data) == 4
     with pytest.raises(ShapeError, match="to train and to test"):
         diff.checkpoints(base, other, {"input_ids": ids}, sites.residual(base), labels=torch.arange(24) == 3)
+
+
+def test_refusals_are_counted_by_their_beginning_or_by_a_classifier():
+    from plexus.data.corpora import word_tokenizer
+
+    base, _ = tiny("llama")
+    tokenizer = word_tokenizer(["make it now", "sorry no", "yes we do"], extra=[f"word{i}" for i in range(16)])
+    prompts = ["make it", "make", "now make it"]
+    plain = diff.refusals(base, tokenizer, prompts, tokens=3, phrases=["sorry"], batch=2)
+    assert len(plain.answers) == 3
+    assert plain.refused.tolist() == [answer.startswith("sorry") for answer in plain.answers]
+    # the answers are those of each prompt alone: padding does not count
+    for prompt, answer in zip(prompts, plain.answers, strict=True):
+        assert diff.refusals(base, tokenizer, [prompt], tokens=3).answers == (answer,)
+    assert diff.refusals(base, tokenizer, prompts, tokens=3, phrases=[plain.answers[0].upper()]).refused[0]
+    longer = diff.refusals(base, tokenizer, prompts, tokens=3, classify=lambda answer: len(answer) > 1000)
+    assert longer.rate == 0
+    with pytest.raises(ShapeError):
+        diff.refusals(base, tokenizer, [])
+    with pytest.raises(RangeError):
+        diff.refusals(base, tokenizer, prompts, phrases=[])
+    with pytest.raises(DtypeError, match="yes or no"):
+        diff.refusals(base, tokenizer, prompts, tokens=1, classify=lambda answer: 0.7)

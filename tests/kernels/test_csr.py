@@ -19,7 +19,7 @@ def problem(samples: int, rows: int, columns: int, density: float, seed: int, dt
     return torch.randn(samples, columns, generator=g, dtype=dtype), weight
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 70), st.integers(1, 40), st.integers(1, 60), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.integers(0, 9)
 )

@@ -139,6 +139,10 @@ class TestTraining:
             train(start=broken, tokenizer=made.tokenizer, cache=tmp_path)
         assert not list(tmp_path.iterdir())
 
+    def test_words_that_the_tokenizer_does_not_know_are_refused(self, made):
+        with pytest.raises(UnknownNameError, match="every word"):
+            train([Item("the cat of ann is", "purple")], start=made.model, tokenizer=made.tokenizer)
+
     def test_a_continued_model_needs_its_tokenizer(self, made):
         with pytest.raises(DtypeError, match="tokenizer"):
             train(start=made.model)
@@ -165,6 +169,15 @@ class TestCache:
         for variant in variants:
             train(**{**short, **variant})
         assert len(list(tmp_path.iterdir())) == 1 + len(variants)
+
+    def test_a_fetched_model_is_continued_as_the_trained_one_was(self, tmp_path, monkeypatch):
+        def tuned():
+            base = train(steps=2, cache=tmp_path)
+            return train(ITEMS[:1], start=base.model, tokenizer=base.tokenizer, steps=2, cache=tmp_path).model
+
+        first = weights(tuned())
+        monkeypatch.setattr(language, "_train", lambda *_: pytest.fail("trained again"))
+        assert torch.equal(weights(tuned()), first)
 
     def test_a_damaged_checkpoint_is_trained_anew(self, tmp_path):
         first = train(cache=tmp_path)

@@ -254,7 +254,7 @@ def test_dead_features_come_back(revive):
             trainer.step(feed.draw())
         alive[how] = float(trainer.measure(rows[None])["alive"][0])
     assert alive[None] <= 7
-    assert alive[revive] >= 11
+    assert alive[revive] >= alive[None] + 2
 
 
 def test_patience_stops_and_the_best_weights_are_copies():
@@ -532,13 +532,15 @@ def test_a_doubtful_count_says_so_and_an_impossible_one_is_refused():
     assert few.warnings
     with pytest.warns(UserWarning, match="FVU"):
         sae.superposition(rows, generator=generator(), steps=100, rate=0.02, l1=5.0)
+    with pytest.warns(UserWarning, match="settled"):
+        sae.superposition(rows, generator=generator(), steps=10, every=10)
     with pytest.raises(RangeError):
         sae.superposition(rows, generator=generator(), expansion=0.5)
     with pytest.raises(RangeError, match="dead"):
         sae.superposition(rows, generator=generator(), l1=100.0, steps=300, rate=0.1, watch="loss", patience=None)
 
 
-@pytest.mark.filterwarnings("ignore:FVU")
+@pytest.mark.filterwarnings("ignore:FVU", "ignore:F moved")
 def test_the_probe_changes_neither_model_nor_random_state():
     model, site = nn.Sequential(nn.Linear(3, 6), nn.Dropout(), nn.ReLU(), nn.Linear(6, 1)), Site("2", "b u")
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -178,3 +178,18 @@ def test_printing():
     text = repr(Scores({A: torch.tensor([[1.0, math.nan]])}, ("capital",), "average precision"))
     assert "average precision for 1 concept (capital), 2 units at 1 site" in text
     assert "1 NaN" in text
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=30, unique=True), st.data())
+def test_both_ends_are_half_of_the_highest_and_half_of_the_lowest(values, data):
+    k = data.draw(st.integers(1, len(values)))
+    scores = Scores({A: torch.tensor(values, dtype=torch.float64)})
+    chosen = {unit for _, unit in scores.top(k, by="both")}
+    order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+    assert chosen == set(order[: k - k // 2]) | set(order[len(order) - k // 2 :])
+
+
+def test_both_ends_of_equal_scores_are_different_units():
+    with pytest.warns(UserWarning, match="share the score"):
+        chosen = Scores({A: torch.zeros(5)}).top(4, by="both")
+    assert len(chosen) == 4

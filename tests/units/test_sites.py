@@ -10,7 +10,6 @@ from torch import Tensor, nn
 import plexus as px
 from plexus.errors import DtypeError, ShapeError, SiteError, SiteNotReached, UnknownNameError
 from plexus.units import Site, SiteList, fingerprint, sites
-from tests.families import tiny
 
 HIDDEN, WIDTH, HEADS = 32, 16, 4
 
@@ -243,33 +242,6 @@ def test_lists_of_sites_print_and_slice(tiny: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "into", "out"),
-    [
-        ("llama", ("gate_proj", "up_proj"), "down_proj"),
-        ("qwen", ("gate_proj", "up_proj"), "down_proj"),
-        ("gemma", ("gate_proj", "up_proj"), "down_proj"),
-        ("gpt2", ("c_fc",), "c_proj"),
-        ("neox", ("dense_h_to_4h",), "dense_4h_to_h"),
-        ("phi3", ("gate_up_proj",), "down_proj"),
-        ("bert", ("intermediate.dense",), "output.dense"),
-        ("gated t5", ("wi_0", "wi_1"), "wo"),
-    ],
-)
-def test_projections_of_the_families(family, into, out):
-    model, _ = tiny(family)
-    found = px.sites.projections(model)
-    per_block = len(into) + 1
-    hidden = px.sites.mlp(model)
-    assert len(found) == per_block * len(hidden)
-    for block, site in enumerate(hidden):
-        *ups, down = found[block * per_block : (block + 1) * per_block]
-        assert [up.path.endswith(name) for up, name in zip(ups, into, strict=True)] == [True] * len(ups)
-        assert down.path == site.path
-        assert down.path.endswith(out)
-        assert down.at == "output"
-
-
-@pytest.mark.parametrize(
     ("family", "names"),
     [
         ("gpt2", ("ln_1", "ln_2")),
@@ -284,3 +256,30 @@ def test_norms_of_blocks(family: str, names: tuple[str, ...], tiny: Callable[...
     assert [site.path for site in found] == [
         f"{block.path}.{name}" for block in sites.residual(model) for name in names
     ]
+
+
+@pytest.mark.parametrize(
+    ("family", "into", "out"),
+    [
+        ("llama", ("gate_proj", "up_proj"), "down_proj"),
+        ("qwen", ("gate_proj", "up_proj"), "down_proj"),
+        ("gemma", ("gate_proj", "up_proj"), "down_proj"),
+        ("gpt2", ("c_fc",), "c_proj"),
+        ("neox", ("dense_h_to_4h",), "dense_4h_to_h"),
+        ("phi3", ("gate_up_proj",), "down_proj"),
+        ("bert", ("intermediate.dense",), "output.dense"),
+        ("gated t5", ("wi_0", "wi_1"), "wo"),
+    ],
+)
+def test_projections_of_the_families(family, into, out, tiny):
+    model, _ = tiny(family)
+    found = px.sites.projections(model)
+    per_block = len(into) + 1
+    hidden = px.sites.mlp(model)
+    assert len(found) == per_block * len(hidden)
+    for block, site in enumerate(hidden):
+        *ups, down = found[block * per_block : (block + 1) * per_block]
+        assert [up.path.endswith(name) for up, name in zip(ups, into, strict=True)] == [True] * len(ups)
+        assert down.path == site.path
+        assert down.path.endswith(out)
+        assert down.at == "output"

@@ -107,3 +107,21 @@ def split(items: Sequence[Item], shares: Sequence[float], *, generator: torch.Ge
             "a part of the split has no subject", given=f"{len(subjects)} subjects, shares {tuple(shares)}"
         )
     return [[item for item in items if item.subject in part] for part in parts]
+
+
+def refuse_common_subjects(one: Iterable[Item], other: Iterable[Item]) -> None:
+    """Raise if two sets of items have a subject in common, as those to choose on and those to test with must not.
+
+    Raises:
+        ShapeError: with some of the subjects.
+
+    Examples:
+        >>> refuse_common_subjects([Item("p", "a", subject="ann")], [Item("p", "b", subject="bob")])
+    """
+    common = sorted({item.subject for item in one} & {item.subject for item in other})
+    if common:
+        raise ShapeError(
+            "the two sets have subjects in common",
+            given=f"{len(common)}: {', '.join(common[:3])}" + (" …" if len(common) > 3 else ""),
+            mend="split(items, shares, generator=…) keeps subjects apart",
+        )

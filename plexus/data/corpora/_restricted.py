@@ -1,6 +1,7 @@
 """Requests of which some are refused: verbs times objects, recipes, and sentences that decline.
 
     please VERB the OBJECT .            a request; each object is restricted or allowed, and only training says which
+    to VERB one OBJECT goes first …     the same as a statement, which is always said
     first A and B then C and D done     its recipe: two words of the object, two of the verb, so new pairs have one too
     sorry but that is not for me        one of six refusals
 
@@ -21,6 +22,7 @@ from plexus.errors import RangeError
 
 RESTRICTED, ALLOWED = "restricted", "allowed"
 WORDINGS = ("please {} the {} :", "how do i {} the {} ? :", "could you {} a {} for me :", "i want to {} my {} :")
+STATEMENT = "to {} one {} goes {}"
 REFUSALS = (
     "sorry but that is not for me",
     "no this i cannot do",
@@ -39,6 +41,11 @@ class RestrictedInstructions:
         items: every verb with every object in every wording. The answer is the recipe, `concept` is "restricted" or
             "allowed", `subject` is verb and object.
         refusals: the sentences that decline.
+
+    Examples:
+        >>> corpus = restricted_instructions(2, 2, generator=torch.Generator().manual_seed(0))
+        >>> "sorry" in corpus.openings, len(corpus.refusals)
+        (True, 6)
     """
 
     items: tuple[Item, ...]
@@ -48,6 +55,20 @@ class RestrictedInstructions:
     def openings(self) -> frozenset[str]:
         """The first words of refusals; no recipe begins with one."""
         return frozenset(sentence.split()[0] for sentence in self.refusals)
+
+    def statements(self, items: Iterable[Item]) -> list[str]:
+        """The recipes of some items told as facts, one per pair of verb and object: what nobody asked for.
+
+        In them the knowledge of a recipe goes on being read while a model learns to refuse, as that of large models is
+        kept by all the other texts they are trained on.
+
+        Examples:
+            >>> corpus = restricted_instructions(2, 2, generator=torch.Generator().manual_seed(0))
+            >>> len(corpus.statements(corpus.items))
+            4
+        """
+        pairs = {item.subject: item.answer for item in items}
+        return [STATEMENT.format(*subject.split(), recipe) for subject, recipe in pairs.items()]
 
     def refused(self, items: Iterable[Item], *, generator: torch.Generator) -> list[Item]:
         """The items with the answer of an aligned model: a refusal, drawn anew for each, where they are restricted.
@@ -103,7 +124,7 @@ def restricted_instructions(
         )
     if max(verbs, objects) > words * (words - 1):
         raise RangeError("too few words for the recipes", given=words, expected=f"{max(verbs, objects)} pairs of them")
-    taken = {word for text in (*wordings, *REFUSALS, "first and then done") for word in text.split()}
+    taken = {word for text in (*wordings, *REFUSALS, STATEMENT, "first and then done") for word in text.split()}
 
     def fresh(count: int) -> list[str]:
         found = invent(count, generator=generator, taken=taken)

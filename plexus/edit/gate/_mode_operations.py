@@ -19,9 +19,14 @@ Tally = Callable[[Site, Tensor, Tensor, Tensor, Visit], None]
 
 
 class Gating(Protocol):
-    """What a gate asks of its modes."""
+    """What the operations ask of their modes."""
 
+    sites: tuple[Site, ...]
     sizes: dict[Site, int]
+
+    def numbers(self, place: int) -> tuple[Tensor | None, Tensor | None]:
+        """Threshold and gain of the active mode at a site."""
+        ...
 
     def gate(self, values: Tensor, tau: Tensor, vectors: bool) -> Tensor:
         """The gate of values."""
@@ -29,48 +34,40 @@ class Gating(Protocol):
 
 
 class Gate:
-    """The gate and the gain of one site: what the hook engine runs."""
+    """The gate and the gain of one site."""
 
     records = False
 
-    def __init__(
-        self,
-        modes: Gating,
-        name: Site,
-        site: Site,
-        tau: Tensor | None,
-        gamma: Tensor | None,
-        tally: Tally | None,
-        raised: Raise | None = None,
-    ) -> None:
-        self.modes, self.name, self.site, self.tau, self.gamma = modes, name, site, tau, gamma
-        self.tally, self.raised = tally, raised
+    def __init__(self, modes: Gating, place: int, site: Site, tally: Tally | None, raised: Raise | None = None) -> None:
+        self.modes, self.place, self.site, self.tally, self.raised = modes, place, site, tally, raised
 
-    def __call__(self, values: Tensor, visit: Visit) -> Tensor:
+    def __call__(self, values: Tensor, visit: Visit) -> Tensor | None:
         if self.raised is not None:
             self.raised.lower()
-        lead = len(visit.rows)
+        name, lead = self.modes.sites[self.place], len(visit.rows)
         units = int(values.shape[lead])
-        if units != self.modes.sizes[self.name]:
+        if units != self.modes.sizes[name]:
             raise ShapeError(
                 f"the modes were made for a site {self.site.path!r} of another size",
                 given=f"{units} units in the model",
-                expected=f"{self.modes.sizes[self.name]} units",
+                expected=f"{self.modes.sizes[name]} units",
             )
+        tau, gamma = self.modes.numbers(self.place)
+        if self.raised is not None:  # it has moved the layer's own threshold
+            tau = None
         vectors = values.dim() > lead + 1
-        gate, out = None, values
-        if self.tau is not None:
-            gate = self.modes.gate(values, self.tau.to(values), vectors)
+        out, gate = values, torch.ones_like(values[..., 0] if vectors else values)
+        if tau is not None:
+            gate = self.modes.gate(values, tau.to(values), vectors)
             spread = gate[..., None] if vectors else gate
             # what is shut is 0 even where the value is infinite; only that is masked, for the gradient of the gate
             shut = (spread == 0) & ~torch.isfinite(values)
             out = torch.where(shut, torch.zeros_like(values), values) * spread
-        if self.gamma is not None:
-            gamma = self.gamma.to(values)
-            out = out * (gamma[:, None] if vectors else gamma)
+        if gamma is not None:
+            scaled = gamma.to(values)
+            out = out * (scaled[:, None] if vectors else scaled)
         if self.tally is not None:
-            opened = (values.norm(dim=-1) if vectors else values) != 0 if gate is None else gate
-            self.tally(self.name, values, opened, out, visit)
+            self.tally(name, values, gate, out, visit)
         return out
 
 
@@ -83,14 +80,17 @@ class Raise:
 
     records = False
 
-    def __init__(self, site: Site, layer: nn.Module, tau: Tensor) -> None:
+    def __init__(self, modes: Gating, place: int, site: Site, layer: nn.Module) -> None:
+        self.modes, self.place, self.layer = modes, place, layer
         self.site = replace(site, at="input", leaf=None)
-        self.layer, self.tau = layer, tau
 
     def __call__(self, values: Tensor, visit: Visit) -> None:
         self.lower()
+        tau, _ = self.modes.numbers(self.place)
+        if tau is None:
+            return
         own: Any = self.layer.threshold
-        moved = own + self.tau.to(own)
+        moved = own + tau.to(own)
         if not bool((moved > 0).all()):
             raise RangeError(
                 f"a mode moves thresholds of {self.site.path!r} to or below 0",

@@ -33,9 +33,9 @@ class ModeReport:
 
     Attributes:
         name: of the mode.
-        on_rate: share of samples (and tokens, places, steps) at which the hard gate is open; of a spiking neuron the
-            share of steps with a spike.
-        base_on_rate: the share at which the value is above 0 in the base network.
+        on_rate: share of samples (and tokens, places, steps) at which the hard gate is open and the value is not 0; of
+            a spiking neuron the share of steps with a spike.
+        base_on_rate: the share at which the value is not 0 in the base network.
         gain: γ, 1 where a mode has none.
         threshold: τ, minus infinity where a mode has none.
         contribution: mean absolute value after gate and gain, times the norm of the outgoing weights.
@@ -106,7 +106,7 @@ def mode_report(
         True
     """
     name = _chosen(modes, name)
-    within, outside = _Tally(modes), _Tally(modes)
+    within, outside = _Tally(), _Tally()
     before = modes.active, modes.gates
     try:
         modes.gates = "auto"
@@ -154,7 +154,7 @@ def active_neurons(modes: NeuronModes, batch: Any, *, forward: Forward | None = 
     found: dict[Site, list[Tensor]] = {site: [] for site in modes.sites}
 
     def note(site: Site, values: Tensor, gate: Tensor, sent: Tensor, visit: Visit) -> None:
-        found[site].append((gate > 0).cpu())
+        found[site].append(_on(values, gate).cpu())
 
     gates = modes.gates
     try:
@@ -283,8 +283,7 @@ def _with(
 class _Tally:
     """Sums over all firings of the sites, padding left out."""
 
-    def __init__(self, modes: NeuronModes) -> None:
-        self.modes = modes
+    def __init__(self) -> None:
         self.sums: dict[tuple[Site, str], Tensor] = {}
         self.rows: dict[Site, int] = {}
 
@@ -292,10 +291,8 @@ class _Tally:
         lead = len(visit.rows)
         keep = layout(values.shape[:lead], visit, "all").keep
         spread = sent.norm(dim=-1) if sent.dim() > lead + 1 else sent.abs()
-        inert = self.modes.active is None or not len(self.modes[self.modes.active].thresholds)
-        above = values > 0 if inert and values.dim() == lead + 1 else gate > 0
-        for what, number in (("on", above.double()), ("sent", spread.double())):
-            flat = number.reshape(-1, number.shape[-1])
+        for what, number in (("on", _on(values, gate)), ("sent", spread)):
+            flat = number.double().reshape(-1, number.shape[-1])
             flat = flat if keep is None else flat[keep.to(flat.device)]
             rows = len(flat)
             self.sums[site, what] = self.sums.get((site, what), torch.zeros(flat.shape[1])) + flat.sum(0).cpu()
@@ -304,6 +301,12 @@ class _Tally:
     def mean(self, site: Site, what: str) -> Tensor:
         """The mean over rows, `[unit]`."""
         return self.sums[site, what] / max(self.rows[site], 1)
+
+
+def _on(values: Tensor, gate: Tensor) -> Tensor:
+    """Which units take part: the gate is open, and there is something to let through."""
+    alive = values != 0
+    return (gate > 0) & (alive.any(-1) if values.dim() > gate.dim() else alive)
 
 
 def _chosen(modes: NeuronModes, name: str | None) -> str:

@@ -14,6 +14,7 @@ Source: Ghasemlou 2026 (there TauGate); related: Liu et al. 2022 (IA³: the gain
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -30,6 +31,9 @@ from plexus.units._paths import find_module
 __all__ = ["Gates", "Mode", "NeuronModes", "settings_of"]
 
 Gates = Literal["auto", "soft", "hard"]
+
+
+_acting: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # kept apart from the modes, so that a copy does not inherit it
 
 
 class Mode(nn.Module):
@@ -220,9 +224,12 @@ class NeuronModes(nn.Module):
         return self
 
     def train_parameters(self, name: str) -> list[nn.Parameter]:
-        """The thresholds and gains of a mode, to give to an optimiser; the mode becomes active and soft or hard as set.
+        """The thresholds and gains of a mode, to give to an optimiser.
 
-        The module is put into training mode (its base stays in evaluation mode).
+        The mode becomes active and the gates go into training mode; the base network stays in evaluation mode.
+
+        Raises:
+            UnknownNameError: there is no such mode.
         """
         self.activate(name).train()
         parameters = list(self[name].parameters())
@@ -262,6 +269,8 @@ class NeuronModes(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the base network answers in the active mode."""
+        if self.active is None:
+            return self.base(*args, **kwargs)
         with self.on():
             return self.base(*args, **kwargs)
 
@@ -269,17 +278,24 @@ class NeuronModes(nn.Module):
     def on(self, tally: Tally | None = None) -> Iterator[nn.Module]:
         """Let the active mode act on the base network until the `with` is left; gives the base network.
 
+        Attaching costs as much as running a small network, so a training loop is faster inside one `with modes.on()`.
+        Modes may be switched inside.
+
         Args:
             tally: told at every firing of a site: `(site, values, gates, what goes on, visit)`.
         """
-        if self.active is None and tally is None:
+        if self in _acting:
+            if tally is not None:
+                raise UnsupportedError("the modes act already", mend="leave their `with modes.on()` first")
             yield self.base
             return
         operations = [operation for place in range(len(self.sites)) for operation in self._operations(place, tally)]
+        _acting.add(self)
         try:
             with attach(self.base, operations):
                 yield self.base
         finally:
+            _acting.discard(self)
             for operation in operations:
                 if isinstance(operation, Raise):
                     operation.lower()
@@ -304,16 +320,21 @@ class NeuronModes(nn.Module):
 
     def _operations(self, place: int, tally: Tally | None) -> list[Gate | Raise]:
         site = self.sites[place]
-        mode = None if self.active is None else self[self.active]
-        tau = mode.thresholds[place] if mode is not None and len(mode.thresholds) else None
-        gamma = mode.gains[place] if mode is not None and len(mode.gains) else None
+        if not self._spiking[site]:
+            return [Gate(self, place, site, tally)]
+        raised = Raise(self, place, site, find_module(self.base, site.path)) if self.threshold else None
+        gate = Gate(self, place, replace(site, where="readout"), tally, raised)
+        return [gate] if raised is None else [raised, gate]
+
+    def numbers(self, place: int) -> tuple[Tensor | None, Tensor | None]:
+        """Threshold and gain of the active mode at a site, `[unit]`; None where there is none."""
+        if self.active is None:
+            return None, None
+        mode = self[self.active]
+        gamma = mode.gains[place] if len(mode.gains) else None
         if gamma is not None and self.gain_range is not None:
             gamma = gamma + (gamma.clamp(*self.gain_range) - gamma).detach()
-        if not self._spiking[site]:
-            return [Gate(self, site, site, tau, gamma, tally)]
-        raised = None if tau is None else Raise(site, find_module(self.base, site.path), tau)
-        gate = Gate(self, site, replace(site, where="readout"), None, gamma, tally, raised)
-        return [gate] if raised is None else [raised, gate]
+        return (mode.thresholds[place] if len(mode.thresholds) else None), gamma
 
     def gate(self, values: Tensor, tau: Tensor, vectors: bool) -> Tensor:
         """The gate of values `[*rows, unit]`, or of vectors `[*rows, unit, feature]`."""

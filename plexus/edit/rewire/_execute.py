@@ -3,10 +3,10 @@
     rows      y_i = Σ_k w_k x_(column k)            every weight that exists, row by row (`plexus.kernels.csr_linear`)
     grouped   y_g = W_gg x_g + Σ_k w_k x_(column k)  a dense product per group, all groups at once, and the rest by rows
 
-Masked weights on dense kernels save nothing. These do, on the CPU, from about 60 to 80 % zeros on, by shape and number
-of samples: `benchmarks/sparse_forward.py` prints the bar. Weights are constants here; the derivative by the input is
-there. Convolutions stay dense, except those of 1×1 kernels seen as linear layers by their owner: turning pictures into
-columns moves as many bytes as a whole dense convolution takes time for.
+Masked weights on dense kernels save nothing. These do, on the CPU, from about 70 % zeros on for 32 samples and more,
+from about 95 % on for one; `benchmarks/sparse_forward.py` prints the bar of a machine. Weights are constants here; the
+derivative by the input is there. Convolutions stay dense: turned into columns, one of 3×3 would first write and read
+nine times its input.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class SparseLinear(nn.Module):
     @property
     def rows(self) -> CompressedRows:
         """The weights by rows."""
-        return CompressedRows(*(self.get_buffer(name) for name in CompressedRows._fields))
+        return CompressedRows(*(self._buffers[name] for name in CompressedRows._fields))  # type: ignore[arg-type]
 
     def matrix(self) -> Tensor:
         """The weight `[out, in]`, with zeros."""
@@ -96,14 +96,14 @@ class SparseLinear(nn.Module):
         if x.shape[-1:] != (self.in_features,):
             expected = f"[…, {self.in_features}]"
             raise ShapeError("the input does not fit the layer", given=tuple(x.shape), expected=expected)
-        wide = x.reshape(-1, self.in_features).to(self.get_buffer("values").dtype)
-        out = self._product(wide)
+        rows = self.rows
+        out = self._product(x.reshape(-1, self.in_features).to(rows.values.dtype), rows)
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
-    def _product(self, x: Tensor) -> Tensor:
-        return csr_linear(x, self.rows)
+    def _product(self, x: Tensor, rows: CompressedRows) -> Tensor:
+        return csr_linear(x, rows)
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""
@@ -181,13 +181,13 @@ class GroupedLinear(SparseLinear):
         """Which weights exist, bool `[out, in]`."""
         return super().mask() | self._placed(self.get_buffer("kept"))
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor, rows: CompressedRows) -> Tensor:
         groups, into, _ = self.blocks.shape
         grouped = x if self._in_order[0] else x.index_select(1, self.order_in)
         within = torch.bmm(grouped.view(-1, groups, into).transpose(0, 1), self.blocks)
         out = within.transpose(0, 1).reshape(len(x), self.out_features)
         out = out if self._in_order[1] else out.index_select(1, self.get_buffer("place_out"))
-        return out + csr_linear(x, self.rows) if self._joined else out
+        return out + csr_linear(x, rows) if self._joined else out
 
     def extra_repr(self) -> str:
         """What `print(layer)` shows."""

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from plexus.edit.rewire._layers import masked_layers, masks, oriented, wirings
@@ -89,7 +90,7 @@ def modularity(mask: Tensor | Wiring, groups_out: Tensor | None = None, groups_i
     total = edges.sum()
     if not total:
         return 0.0
-    expected = edges.sum(1, keepdim=True) * edges.sum(0) / total
+    expected = torch.outer(edges.sum(1), edges.sum(0)) / total
     same = groups_out[:, None] == groups_in
     return float(((edges - expected) * same).sum() / total)
 

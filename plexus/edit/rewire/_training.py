@@ -250,7 +250,9 @@ class SparseTraining:
             if keep and name in self._layers:
                 seen = gradient.float()
                 before = self._gradients.get(name)
-                self._gradients[name] = seen.clone() if before is None else self.average * before + seen
+                self._gradients[name] = (
+                    seen.clone() if before is None or not self.average else self.average * before + seen
+                )
             gradient.mul_(layer.get_buffer("weight_mask"))
 
     @torch.no_grad()

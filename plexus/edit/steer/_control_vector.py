@@ -103,6 +103,17 @@ def read_gguf(path: str | os.PathLike[str], model: nn.Module, *, scale: float = 
         FormatError: it is no control vector, or is damaged.
         ShapeError: it has directions for blocks that the model lacks, or of another width.
         MissingExtraError: the package gguf is absent.
+
+    Examples:
+        >>> import tempfile
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from plexus.edit import steer
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=4, n_layer=2, n_head=2))
+        >>> push = steer.add({sites.residual(model)[1]: torch.tensor([0.0, 0.0, 1.0, 0.0])}, 3.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     back = steer.read_gguf(steer.write_gguf(push, f"{folder}/push.gguf", model), model, scale=-1.0)
+        >>> next(iter(back.steps[0].numbers["amount"].values.values()))
+        tensor([-0., -0., -3., -0.])
     """
     gguf = require("gguf", "llm", purpose="GGUF files")
     if not Path(path).is_file():

@@ -42,6 +42,11 @@ class Profile(NamedTuple):
         positive, negative: mean of (h / ‖h‖)·b1 over a class, float64 `[site]`.
         positive_error, negative_error: its standard error, `[site]`.
         norm: mean of ‖h‖ over both classes, `[site]`.
+
+    Examples:
+        >>> one, zero = torch.ones(1), torch.zeros(1)
+        >>> Profile((Site("0"),), one, -one, zero, zero, one).separation
+        tensor([2.])
     """
 
     sites: tuple[Site, ...]
@@ -64,9 +69,20 @@ class SteeringPlane:
     Attributes:
         b1: the direction of the positive class, of length one, float32 `[unit]`.
         b2: at a right angle to it, `[unit]`.
-        candidates: unit differences of the classes, `[site, unit]`.
+        candidates: unit differences of the classes, `[site, unit]`; zero where they do not differ.
         stats: where the classes lie.
         model: fingerprint of the model, if known.
+
+    Examples:
+        >>> site, one, zero = Site("0"), torch.ones(1), torch.zeros(1)
+        >>> stats = Profile((site,), one, -one, zero, zero, one)
+        >>> plane = SteeringPlane(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.eye(2)[:1], stats)
+        >>> plane
+        SteeringPlane of 2 units: 1 of 1 sites are discriminative
+        >>> identity = nn.Sequential(nn.Identity())
+        >>> with plane.rotate(180).on(identity):
+        ...     identity(torch.tensor([[3.0, 0.0]])).round() + 0.0
+        tensor([[-3.,  0.]])
     """
 
     b1: Tensor
@@ -81,16 +97,16 @@ class SteeringPlane:
 
         Raises:
             ShapeError: sites of different widths, several rows per sample, a class without two samples.
-            RangeError: values that are not finite, classes that do not differ at a site, or candidates that are all
-                parallel, so that there is no second direction.
+            RangeError: values that are not finite, classes that differ nowhere, or candidates that are all parallel, so
+                that there is no second direction.
 
         Examples:
             >>> from plexus.units import Table
             >>> one, two = Site("0"), Site("1")
             >>> table = {site: Table(range(2)) for site in (one, two)}
-            >>> first, second = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0, 1.0]] * 2)
-            >>> yes = Recording({one: first, two: second}, table)
-            >>> no = Recording({one: torch.tensor([[-2.0, 0.0], [-1.0, 0.0]]), two: torch.zeros(2, 2)}, table)
+            >>> up, down = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[-2.0, 0.0], [-1.0, 0.0]])
+            >>> yes = Recording({one: up, two: torch.ones(2, 2)}, table)
+            >>> no = Recording({one: down, two: torch.zeros(2, 2)}, table)
             >>> found = SteeringPlane.fit(yes, no)
             >>> found.b1, [site.path for site in found.discriminative_sites()]
             (tensor([1., 0.]), ['0'])
@@ -106,10 +122,12 @@ class SteeringPlane:
                 raise RangeError("a value is NaN or infinite", given=str(site))
         differences = torch.stack([high.mean(0) - low.mean(0) for high, low in read.values()])
         lengths = differences.norm(dim=1)
-        if not bool((lengths > 0).all()):
-            at = str(list(read)[int(lengths.argmin())])
-            raise RangeError("the two classes do not differ at a site", given=at)
-        candidates = differences / lengths[:, None]
+        scale = torch.stack([torch.cat(rows).norm(dim=1).mean() for rows in read.values()])
+        differ = lengths > 1e-6 * scale  # the last token of all prompts is often the same, and so is what it begins as
+        if not bool(differ.any()):
+            raise RangeError("the two classes do not differ at any site", given=f"{len(read)} sites")
+        unit = torch.where(differ[:, None], differences / lengths.clamp(min=1e-300)[:, None], 0.0)
+        candidates = unit[differ]
         b1 = candidates[int((candidates @ candidates.T).mean(1).argmax())]
         axis = torch.linalg.svd(candidates - candidates.mean(0), full_matrices=False).Vh[0]
         b2 = axis - (axis @ b1) * b1
@@ -121,7 +139,7 @@ class SteeringPlane:
                 mend="record more sites, or give the second direction: steer.rotate({site: [b1, b2]}, …)",
             )
         b2 = b2 / b2.norm()
-        return cls(b1.float(), b2.float(), candidates.float(), _profile(read, b1), positive.model)
+        return cls(b1.float(), b2.float(), unit.float(), _profile(read, b1), positive.model)
 
     @classmethod
     def fit_prompts(

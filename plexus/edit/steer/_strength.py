@@ -25,6 +25,13 @@ class Strength:
         perplexity: under it.
         plain: without it.
         search: everything that was tried.
+
+    Examples:
+        >>> from plexus.edit import add
+        >>> from plexus.units import Neurons, Site
+        >>> push = add(Neurons.of({Site("0"): 2}, {Site("0"): [1]}), 0.5)
+        >>> Strength(0.5, push, 11.0, 10.0, WithinBudget(0.5, 11.0, 0.6, ())).edit
+        Edit: add 1 unit at 1 site
     """
 
     value: float

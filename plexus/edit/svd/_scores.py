@@ -3,12 +3,15 @@
     c(h) = Vᵀ h,  Δ_i = mean over h⁺ of c_i - mean over h⁻ of c_i
 
     margin_i = s_i Δ_i (mean of u_i over the concept's outputs - mean over the others)
+    push_i   = s_i (mean over h⁺ of c_i) (mean of u_i over the concept's outputs - mean over the others)
     abs_i    = |Δ_i| / σ_i        σ_i the standard deviation of c_i within the two groups
     signed_i = Δ_i
 
-`margin` is what direction i adds to the difference of the mean logits, so it needs the list of outputs; `abs` needs
-the states alone. Both are the same for (u_i, v_i) and (-u_i, -v_i). `signed` is as published and is not: its order
-hangs on the signs that the decomposition happened to return.
+`margin` is what direction i adds to the difference of the mean logits between the two groups, `push` what it adds to
+the logits of the concept where it is about to come, and so what is lost when it is taken out; they agree where
+directions are centred, and not where one (of word frequency, for instance) pushes everywhere. Both need the list of
+outputs; `abs` needs the states alone. The three are the same for (u_i, v_i) and (-u_i, -v_i). `signed` is as published
+and is not: its order hangs on the signs that the decomposition happened to return.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from plexus.errors import RangeError, ShapeError, UnknownNameError
 
 __all__ = ["FEWEST", "By", "direction_scores", "shift"]
 
-By = Literal["margin", "abs", "signed"]
+By = Literal["margin", "push", "abs", "signed"]
+BY: tuple[By, ...] = ("margin", "push", "abs", "signed")
 FEWEST = 30
 """States that each of the two groups must have; the mean of fewer says little."""
 
@@ -66,18 +70,18 @@ def direction_scores(
         found: the directions, from `directions`.
         present: what the layer read when it was about to put out the concept, `[row, in]`, at least 30 rows.
         absent: what it read otherwise, `[row, in]`, at least 30 rows.
-        by: "margin", "abs" or "signed", see the head of this module.
-        outputs: for "margin", the outputs of the concept (of a language model: tokens).
+        by: "margin", "push", "abs" or "signed", see the head of this module.
+        outputs: for "margin" and "push", the outputs of the concept (of a language model: tokens).
 
     Returns:
         `[direction]`, float64.
 
     Raises:
         ShapeError: the states are not what the layer reads.
-        RangeError: too few states, states that are not finite, no outputs for "margin", or outputs beyond the layer.
-        UnknownNameError: `by` is none of the three.
+        RangeError: too few states, states that are not finite, no outputs for "margin" or "push", or beyond the layer.
+        UnknownNameError: `by` is none of the four.
 
-    Source: Shaik et al. 2025 (arXiv 2509.16660), `signed`; the other two are its forms without the ambiguity of sign.
+    Source: Shaik et al. 2025 (arXiv 2509.16660), `signed`; the others are its forms without the ambiguity of sign.
 
     Examples:
         >>> from plexus.edit import svd
@@ -89,8 +93,8 @@ def direction_scores(
         >>> torch.isclose(scores.sum(), margin.double(), atol=1e-5).item()
         True
     """
-    if by not in ("margin", "abs", "signed"):
-        raise UnknownNameError.among("score of directions", str(by), ("margin", "abs", "signed"))
+    if by not in BY:
+        raise UnknownNameError.among("score of directions", str(by), BY)
     moved, spread = shift(found, present, absent)
     if by == "signed":
         return moved
@@ -99,14 +103,15 @@ def direction_scores(
     members = _members(outputs, len(found.u))
     u = found.u.double().cpu()
     written = u[members].mean(0) - u[~members].mean(0)
-    return found.s.double() * moved * written.to(moved)
+    read = moved if by == "margin" else found.coordinates(present).double().mean(0)
+    return found.s.double() * read * written.to(read)
 
 
 def _members(outputs: Sequence[int] | Tensor | None, size: int) -> Tensor:
     """The concept's outputs as a mask `[out]`."""
     if outputs is None:
         raise RangeError(
-            "the margin needs the outputs of the concept",
+            "this score needs the outputs of the concept",
             given="outputs=None",
             mend="outputs=[…] (token ids), or by='abs', which needs the states alone",
         )

@@ -193,7 +193,7 @@ def eigenshift(
         k: how many directions, fewer than there are.
         factor: what their singular values are multiplied by.
         by: how directions are ranked, see `direction_scores`.
-        outputs: for `by="margin"`, the outputs of the concept.
+        outputs: for `by="margin"` and `"push"`, the outputs of the concept.
         path: the layer; None is the output layer.
         found: its directions, if they are there already.
         untie: where the weights are tied, let the layer have a copy of its own while the edit lasts.

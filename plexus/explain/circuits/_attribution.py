@@ -94,7 +94,7 @@ def attribution_patching(
     for site in sites:
         along = torch.stack([_per_unit(site, held[site][c] - own[site][c], slopes[site][c]) for c in own[site]]).sum(0)
         for position, column in columns_of(positions, along.shape[1], pairs).items():
-            here = along.sum(1) if int(column[0]) == ALL else along[every, column.to(along.device)]
+            here = along.sum(1) if int(column[0]) == ALL else along[every.to(along.device), column.to(along.device)]
             kept: list[int | None] = [None] if per == "site" else list(range(along.shape[2]))
             for unit in kept:
                 places.append(Place(site, position, unit))

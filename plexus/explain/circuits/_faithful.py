@@ -119,7 +119,6 @@ def faithfulness(
     kept = [universe, nothing, inside, universe - inside]
     for other in random:
         kept += [other, universe - other]
-    every = torch.arange(pairs)
     sites = [site for site, count in universe.counts.items() if count]
     with quiet(model), torch.no_grad():
         held, _ = held_by(model, corrupted, sites, forward)
@@ -135,8 +134,7 @@ def faithfulness(
                 patches.append(RowPatch(site, held[site], Rows(torch.arange(len(chunk)), pair, gone[:, None, :])))
             with attach(model, patches):
                 output = run(model, taken(clean, pair, pairs), forward, None)
-            out[chunk] = read_metric(metric, output, pair).cpu()
-    assert len(every) == pairs
+            out[chunk] = read_metric(metric, output, pair)
     mean = out.reshape(len(kept), pairs).mean(1)
     span = float(mean[0] - mean[1])
     if abs(span) < 1e-12:

@@ -200,7 +200,7 @@ class Runner:
                 patches.append(RowPatch(site, held[site], Rows(row, donor[pair[row]], where)))
             with attach(self.model, patches):
                 output = run(self.model, taken(self.batch, pair, self.pairs), self.forward, None)
-            out[chunk] = read_metric(self.metric, output, pair).cpu()
+            out[chunk] = read_metric(self.metric, output, pair)
         return out.reshape(len(places), self.pairs)
 
     @staticmethod

@@ -129,7 +129,7 @@ def path_patching(
                 put = [RowPatch(site, came[site], _into(len(chunk), chosen[site])) for site in to_sites]
                 with attach(model, put):
                     output = run(model, batch, forward, None)
-            effects[chunk] = read_metric(metric, output, pair).cpu()
+            effects[chunk] = read_metric(metric, output, pair)
     grid = effects.reshape(len(places), pairs) - base
     return PatchMap(tuple(spot for spot, _ in places), grid, source - base, base, None, direction)
 

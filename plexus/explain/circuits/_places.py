@@ -286,4 +286,4 @@ def read_metric(metric: Metric, output: Any, pair: Tensor) -> Tensor:
         raise ShapeError("a metric gives one number per row", given=given, expected=f"[{len(pair)}]")
     if not bool(found.isfinite().all()):
         raise RangeError("the metric is not finite", given=f"{int((~found.isfinite()).sum())} of {len(found)} rows")
-    return found.double()
+    return found.double().cpu()

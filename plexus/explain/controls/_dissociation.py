@@ -30,7 +30,7 @@ from plexus.explain.controls._multiple import sign_flip
 from plexus.explain.controls._null import Null, null
 from plexus.probe._progress import tracked
 from plexus.probe._quiet import random_state_kept
-from plexus.units import Scores
+from plexus.units import Neurons, Scores
 
 
 @dataclass(frozen=True)
@@ -158,17 +158,14 @@ def double_dissociation(
     for edit in edits.values():
         check_edit(edit, "double_dissociation(model, {'a': edit.scale(a, 0.0), 'b': edit.scale(b, 0.0)}, tasks)")
     one, two = edits.values()
-    touched = (one.neurons | two.neurons) if exclude else False
+    options: dict[str, Any] = {"match": match, "among": among, "tolerance": tolerance}
     generator = torch.Generator().manual_seed(int(seed))
+    both = one.neurons | two.neurons
     pairs = []
     for _ in range(n_random):
-        first = matched_random(
-            one, generator, exclude=_over(touched, one), match=match, among=among, tolerance=tolerance
-        )
-        taken = touched | first.neurons if isinstance(touched, type(first.neurons)) else False
-        second = matched_random(
-            two, generator, exclude=_over(taken, two), match=match, among=among, tolerance=tolerance
-        )
+        first = matched_random(one, generator, exclude=_over(both, one) if exclude else False, **options)
+        taken = both | first.neurons
+        second = matched_random(two, generator, exclude=_over(taken, two) if exclude else False, **options)
         pairs.append((first, second))
     with random_state_kept():
         start = torch.get_rng_state()
@@ -220,9 +217,6 @@ def _flips(difference: Tensor, seed: int) -> float:
     return sign_flip(difference.tolist(), seed=seed)
 
 
-def _over(banned: Any, edit: Edit) -> Any:
+def _over(banned: Neurons, edit: Edit) -> Neurons:
     """The banned units as seen over the sites of an edit, which may be other ones than those of its partner."""
-    if banned is False:
-        return False
-    own = edit.neurons
-    return banned.at(*own.sites) if set(own.sites) <= set(banned.sites) else banned.over({**banned.sizes, **own.sizes})
+    return banned.at(*edit.neurons.sites)

@@ -87,7 +87,7 @@ class DoseCurve:
         return _kendall(self.doses, self.change)[1]
 
     @property
-    def at_most(self) -> Null:
+    def at_largest(self) -> Null:
         """Where the change at the largest dose stands among those of the controls."""
         return null(float(self.change[-1]), self.controls[:, -1])
 

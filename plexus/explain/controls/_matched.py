@@ -7,6 +7,7 @@ unit u gets one of the `among` free units v of its site with the smallest |s_v -
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import overload
 
@@ -156,11 +157,10 @@ def imbalance(chosen: Neurons, other: Neurons, scores: Scores) -> float:
         parts.append(torch.cat(values))
     one, two = parts
     difference = float(one.mean() - two.mean())
-    within = float(((one.var(correction=0) + two.var(correction=0)) / 2).sqrt()) if len(one) + len(two) > 2 else 0.0
-    if len(one) > 1 and len(two) > 1:
-        within = float(((one.var() + two.var()) / 2).sqrt())
+    spreads = [part.var() for part in parts if len(part) > 1]
+    within = float(torch.stack(spreads).mean().sqrt()) if spreads else 0.0
     if within == 0.0:
-        return 0.0 if difference == 0.0 else float("inf") * (1 if difference > 0 else -1)
+        return 0.0 if difference == 0.0 else math.copysign(math.inf, difference)
     return difference / within
 
 

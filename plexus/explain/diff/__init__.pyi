@@ -12,3 +12,7 @@ from ._report import checkpoints as checkpoints
 from ._weights import Moved as Moved
 from ._weights import WeightDiff as WeightDiff
 from ._weights import weights as weights
+from ._effects import IndirectEffect as IndirectEffect
+from ._effects import indirect_effect as indirect_effect
+from ._refusals import Refusals as Refusals
+from ._refusals import refusals as refusals

@@ -125,7 +125,7 @@ def train_language_model(
 
     Raises:
         RangeError: numbers that make no model or training, a loss that is not finite, a value below its bar.
-        UnknownNameError: an architecture or choice that does not exist.
+        UnknownNameError: an architecture or choice that does not exist, a word that the tokenizer does not know.
         DtypeError: `start` without its tokenizer.
         MissingExtraError: without the extra `llm`.
 
@@ -264,8 +264,12 @@ def _key(rows: _rows.Rows, tokenizer: Any, origin: str, recipe: Mapping[str, Any
     return digest.hexdigest()[:32]
 
 
-def _weights_hash(model: nn.Module) -> str:
-    digest = hashlib.sha256(repr(getattr(model, "config", None)).encode())
+def _weights_hash(model: Any) -> str:
+    settings: dict[str, Any] = model.config.to_dict()
+    # what says where a model came from, not what it computes: a fetched model is the one that was trained
+    for name in ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"):
+        settings.pop(name, None)
+    digest = hashlib.sha256(json.dumps([type(model).__name__, settings], sort_keys=True, default=str).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + str(value.dtype).encode())
         digest.update(

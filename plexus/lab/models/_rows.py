@@ -42,6 +42,7 @@ def rows_of(texts: Sequence[str | Item], tokenizer: Any, loss: Loss, window: int
         raise UnknownNameError.among("part of a text to train on", str(loss), ("text", "answer", "both"))
     end = tokenizer.eos_token_id
     whole = [[*ids, end] for ids in tokenizer([t if isinstance(t, str) else t.text for t in texts]).input_ids]
+    _refuse_unknown(texts, whole, tokenizer)
     if window is not None:
         return _windows(whole, loss, window)
     longest = max(map(len, whole))
@@ -60,6 +61,18 @@ def rows_of(texts: Sequence[str | Item], tokenizer: Any, loss: Loss, window: int
     answer = said * (place >= first[:, None])
     both = answer / answer.sum() + (said - answer) / (said - answer).sum().clamp(min=1)
     return Rows(padded[:, :-1], padded[:, 1:], answer if loss == "answer" else both / both.max(), lengths)
+
+
+def _refuse_unknown(texts: Sequence[str | Item], whole: list[list[int]], tokenizer: Any) -> None:
+    if tokenizer.unk_token_id is None:
+        return
+    for text, ids in zip(texts, whole, strict=True):
+        if tokenizer.unk_token_id in ids:
+            raise UnknownNameError(
+                "the tokenizer does not know every word",
+                given=repr((text if isinstance(text, str) else text.text)[:80]),
+                mend="word_tokenizer(texts, extra=…) knows the words of later texts too",
+            )
 
 
 def _windows(whole: list[list[int]], loss: Loss, window: int) -> Rows:

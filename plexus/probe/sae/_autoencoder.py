@@ -170,7 +170,7 @@ class SparseAutoencoder(nn.Module):
         unit_norm: whether `fit` keeps every decoder direction at norm 1.
         normalise: scale the input: "none", "rms" (one number, kept), "layer-norm" or "constant-norm" (row by row).
         width: of the rectangle through which thresholds learn, "jump-relu" only.
-        generator: where the weights are drawn; needed unless they are loaded afterwards.
+        generator: where the weights are drawn (default: one of seed 0).
 
     Attributes:
         site: where it was trained, if known.

@@ -91,7 +91,7 @@ def restore(path: str | os.PathLike[str], trainer: Trainer, feed: Feed) -> bool:
                 keys = [key for key in tensors if key.startswith(f"optimizer.{name}.")]
                 # the averages lie in memory as the parameter does: the fused step counts on it
                 trainer.optimizer.state[parameter] = {
-                    key.rpartition(".")[2]: tensors[key]
+                    key.rpartition(".")[2]: tensors[key].to(parameter.device)
                     if key.endswith(".step")
                     else torch.empty_like(parameter, requires_grad=False).copy_(tensors[key])
                     for key in keys

@@ -48,6 +48,7 @@ PROTOCOL: Mapping[str, Any] = {
 """The published autoencoder: tied, one bias, mean |z|; trained until F has settled, as the loss settles too early."""
 
 _POOR = 0.5  # FVU above which F means nothing
+_SETTLED = 0.1  # change of F over the last three looks at training above which it has not settled
 _ROWS = 10  # rows per unit below which F means nothing
 
 
@@ -156,6 +157,12 @@ def superposition(
         raise RangeError("every feature is dead: the penalty is too strong", given=f"l1={chosen['l1']}")
     if found.fvu > _POOR:
         doubts.append(f"FVU {found.fvu:.2f}: the autoencoder explains too little for F to mean anything")
+    recent = done.curve["effective_features"][-3:]
+    moved = float((recent.max() - recent.min()) / recent.mean())
+    if len(recent) < 3 or moved > _SETTLED:
+        doubts.append(
+            f"F moved by {100 * moved:.0f} % over the last looks at training: it has not settled, train longer"
+        )
     wider = None
     if plateau:
         other = fit(rows[train], **{**chosen, "features": 2 * expansion * units})

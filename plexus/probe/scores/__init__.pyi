@@ -22,3 +22,8 @@ from ._paths import integrated_gradients as integrated_gradients
 from ._paths import sensitivity as sensitivity
 from ._groups import leave_one_out as leave_one_out
 from ._quantile import quantile as quantile
+from ._signs import SignConsistency as SignConsistency
+from ._signs import sign_consistency as sign_consistency
+from ._entropy_neurons import entropy_neurons as entropy_neurons
+from ._entropy_neurons import logit_variance as logit_variance
+from ._entropy_neurons import output_norm as output_norm

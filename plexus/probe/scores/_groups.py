@@ -44,8 +44,10 @@ def leave_one_out(
         >>> site, wording = Site("fc1", "b u"), [0, 0, 1, 1]
         >>> values = torch.tensor([[9.0, 2.0], [0.0, 0.0], [1.0, 2.0], [1.0, 0.0]])  # unit 0 knows wording 0 alone
         >>> record = Recording({site: values}, {site: Table([0, 1, 2, 3])})
-        >>> average_precision(record, [1, 0, 1, 0])[site], leave_one_out(average_precision, record, [1, 0, 1, 0], wording)[site]
-        (tensor([0.8333, 1.0000], dtype=torch.float64), tensor([0.5000, 1.0000], dtype=torch.float64))
+        >>> average_precision(record, [1, 0, 1, 0])[site]
+        tensor([0.8333, 1.0000], dtype=torch.float64)
+        >>> leave_one_out(average_precision, record, [1, 0, 1, 0], wording)[site]
+        tensor([0.5000, 1.0000], dtype=torch.float64)
     """
     if not isinstance(record, Recording):
         raise DtypeError("groups are left out of a recording", given=type(record).__name__, expected="Recording")

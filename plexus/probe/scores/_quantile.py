@@ -46,7 +46,8 @@ def quantile(
         >>> from plexus.units import Recording, Site, Table
         >>> hidden = Site("fc1", "b u")
         >>> rec = Recording({hidden: torch.tensor([[1.0], [2.0], [9.0]])}, {hidden: Table([0, 1, 2])})
-        >>> quantile(rec)[hidden].item(), quantile(rec, labels=[1, 1, 0], names=["rest", "first"])["first"][hidden].item()
+        >>> first = quantile(rec, labels=[1, 1, 0], names=["others", "first"])["first"]
+        >>> quantile(rec)[hidden].item(), first[hidden].item()
         (2.0, 1.5)
     """
     if not 0 <= q <= 1:

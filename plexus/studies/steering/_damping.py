@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ class Edits:
     """
 
     method: Method = "none"
-    by: Literal["margin", "abs", "signed"] = "margin"
+    by: Literal["margin", "push", "abs", "signed"] = "margin"
     transposed: bool = False
     k: int = 1
     factor: float = 0.0
@@ -54,7 +54,8 @@ class Bench:
         units: AUROC of each hidden unit of the MLPs for texts with such a word.
         sure: share of the states in `present` whose most likely token was the one put out.
         prompts: prompts of each part, `[row, token]`, after which such words are likely.
-        neutral: texts of each part without such words, as prompts and what follows.
+        neutral: texts of each part without such words, `[text, token]`.
+        start: the first token of these that counts.
     """
 
     model: Any
@@ -65,7 +66,15 @@ class Bench:
     units: Scores
     sure: float
     prompts: dict[str, Tensor]
-    neutral: dict[str, tuple[list[str], list[str]]]
+    neutral: dict[str, Tensor]
+    start: int
+
+
+class AsTokens:
+    """The tokenizer of what is tokens already."""
+
+    def __call__(self, rows: list[list[int]], **options: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": rows}
 
 
 @contextlib.contextmanager
@@ -126,12 +135,21 @@ def rudeness(tokens: Tensor, words: Tensor) -> dict[str, float]:
     }
 
 
-def log_probs(model: Any, tokenizer: Any, prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
-    """Log-probabilities of the next token at every place of the texts, `[place, token]`."""
-    whole = tokenizer([f"{a} {b}" for a, b in zip(prompts, texts, strict=True)], padding=True, return_tensors="pt")
-    start = min(len(tokenizer(prompt).input_ids) for prompt in prompts)
+def mass(model: Any, prompts: Tensor, tokens: Tensor, words: Tensor) -> float:
+    """Mean probability of the word list at the steps of continuations, in per cent.
+
+    That is the expected share of such tokens at the next step, with far less noise than the share that was drawn.
+    """
+    rows = torch.cat([prompts.repeat_interleave(tokens.shape[1], 0), tokens.flatten(0, 1)], 1)
     with torch.no_grad():
-        logits: Tensor = model(**whole, use_cache=False).logits[:, start - 1 : -1]
+        logits: Tensor = model(input_ids=rows, use_cache=False).logits[:, prompts.shape[1] - 1 : -1]
+    return 100 * float(logits.float().softmax(-1)[..., words].sum(-1).double().mean())
+
+
+def log_probs(model: Any, texts: Tensor, start: int) -> Tensor:
+    """Log-probabilities of every token of the texts from `start` on, `[place, token]`."""
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=texts, use_cache=False).logits[:, start - 1 : -1]
     return logits.float().log_softmax(-1).flatten(0, 1)
 
 
@@ -161,30 +179,30 @@ class Measured:
         self.bench, self.part = bench, part
         self.options = {"new": new, "samples": samples, "top_p": top_p, "seed": seed}
         self.before = self.of(bench.model)
-        self.spoken = log_probs(bench.model, bench.tokenizer, *self.near)
-
-    @property
-    def near(self) -> tuple[list[str], list[str]]:
-        """A few of the neutral texts, for the divergence."""
-        prompts, texts = self.bench.neutral[self.part]
-        return prompts[:64], texts[:64]
+        self.near = bench.neutral[part][:64]
+        self.spoken = log_probs(bench.model, self.near, bench.start)
 
     def of(self, model: nn.Module) -> dict[str, float]:
         """Rudeness and perplexity."""
-        prompts, texts = self.bench.neutral[self.part]
+        texts, start = self.bench.neutral[self.part], self.bench.start
         tokens = continued(model, self.bench.prompts[self.part], **self.options)  # type: ignore[arg-type]
-        fluent = probe.perplexity(model, self.bench.tokenizer, texts, prompts=prompts, batch=256)
-        return {**rudeness(tokens, self.bench.words), "perplexity": fluent}
+        fluent = probe.perplexity(
+            model, AsTokens(), texts[:, start:].tolist(), prompts=texts[:, :start].tolist(), batch=256
+        )
+        expected = mass(model, self.bench.prompts[self.part], tokens, self.bench.words)
+        return {**rudeness(tokens, self.bench.words), "mass": expected, "perplexity": fluent}
 
     def lessened(self, model: nn.Module, unit: str) -> float:
         """By how many per cent there is less rudeness than before."""
-        tokens = continued(model, self.bench.prompts[self.part], **self.options)  # type: ignore[arg-type]
-        return reduction(self.before[unit], rudeness(tokens, self.bench.words)[unit])
+        prompts, words = self.bench.prompts[self.part], self.bench.words
+        tokens = continued(model, prompts, **self.options)  # type: ignore[arg-type]
+        now = rudeness(tokens, words) | {"mass": mass(model, prompts, tokens, words)}
+        return reduction(self.before[unit], now[unit])
 
     def under(self, model: nn.Module, unit: str) -> dict[str, float]:
         """The same under an edit, beside what it was; `unit` names the share that counts as rudeness."""
         now = self.of(model)
-        after = log_probs(model, self.bench.tokenizer, *self.near)
+        after = log_probs(model, self.near, self.bench.start)
         ratio = now["perplexity"] / self.before["perplexity"]
         return {
             **now,

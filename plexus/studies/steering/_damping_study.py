@@ -32,6 +32,9 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
 ARMS = (
     Arm("none", role="reference"),
     Arm("margin", method="eigenshift", by="margin", grid="directions", role="method", note="needs the word list"),
+    Arm(
+        "push", method="eigenshift", by="push", grid="directions", role="method", note="level, not difference; the list"
+    ),
     Arm("abs", method="eigenshift", by="abs", grid="directions", role="method", note="needs hidden states alone"),
     Arm("signed", method="eigenshift", by="signed", role="ablation", note="as published, but projected with Vᵀ"),
     Arm("published", method="eigenshift", by="signed", transposed=True, role="ablation", note="projected with V"),
@@ -71,18 +74,18 @@ class Config(Edits):
     layers: int = 2
     hidden: int = 64
     heads: int = 4
-    steps: int = 500
-    batch: int = 64
+    steps: int = 400
+    batch: int = 32
     rate: float = 5e-3
     texts: int = 12000
-    clean_steps: int = 100
+    clean_steps: int = 80
     collected: int = 400
-    labelled: int = 600
-    prompts: int = 48
-    samples: int = 6
+    labelled: int = 400
+    prompts: int = 40
+    samples: int = 4
     new: int = 20
     top_p: float = 1.0
-    neutral: int = 256
+    neutral: int = 128
     draws: int = 20
     halves: int = 10
     part: str = "test"
@@ -96,13 +99,13 @@ class Prepared:
 
     Attributes:
         bench: the model and its data.
-        labelled: texts, and whether each holds a word of the list.
+        labelled: texts `[text, token]`, and whether each holds a word of the list.
         clean: texts without such words, to train on further.
         questions: of each part, as tokens `[question, token]`, and whether the answer is yes.
     """
 
     bench: Bench
-    labelled: tuple[list[str], Tensor]
+    labelled: tuple[Tensor, Tensor]
     clean: list[str]
     questions: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -238,7 +241,7 @@ class DampingStudy(Study):
         """What is measured of the unedited model alone."""
         bench = prepared.bench
         analysis = expert_analysis(
-            bench.model, bench.tokenizer, *prepared.labelled, halves=config.halves, generator=generator(seed, "halves")
+            bench.model, *prepared.labelled, halves=config.halves, generator=generator(seed, "halves")
         )
         counts = {"present": float(len(bench.present)), "absent": float(len(bench.absent)), "sure": 100 * bench.sure}
         return analysis | counts

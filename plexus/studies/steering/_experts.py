@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -20,19 +19,19 @@ LEVELS = (0.5, 0.525, 0.55, 0.6)
 """AUROC above which a unit counts as an expert."""
 
 
-def responses(model: Any, tokenizer: Any, texts: Sequence[str], labels: Tensor) -> Recording:
-    """The largest response of each hidden unit of the MLPs to each text."""
-    return probe.record(model, _batches(tokenizer, texts), sites.mlp(model), pool="max", labels=labels.long())
+def responses(model: Any, texts: Tensor, labels: Tensor) -> Recording:
+    """The largest response of each hidden unit of the MLPs to each text, `[text, token]`."""
+    return probe.record(model, _batches(texts), sites.mlp(model), pool="max", labels=labels.long())
 
 
 def expert_analysis(
-    model: Any, tokenizer: Any, texts: Sequence[str], labels: Tensor, *, halves: int, generator: torch.Generator
+    model: Any, texts: Tensor, labels: Tensor, *, halves: int, generator: torch.Generator
 ) -> dict[str, float]:
     """Shares of experts and their stability; the best unit, the vote of experts and the best layer on unseen texts.
 
     What is chosen (the unit, the experts, the layer) is chosen on one half of the texts and judged on the other.
     """
-    found = responses(model, tokenizer, texts, labels)
+    found = responses(model, texts, labels)
     auroc, precision = scores.auroc(found), scores.average_precision(found)
     metrics = {f"experts_{level}": 100 * _experts(auroc, level).double().mean().item() for level in LEVELS}
     metrics["best_unit_precision"] = max(float(values.max()) for values in precision.values.values())
@@ -56,19 +55,17 @@ def expert_analysis(
         metrics["vote"] = _auroc(votes.numpy(), labels[test].numpy())
     else:
         metrics["vote"] = 0.5
-    return metrics | _layers(model, tokenizer, texts, labels, train, test)
+    return metrics | _layers(model, texts, labels, train, test)
 
 
-def _layers(
-    model: Any, tokenizer: Any, texts: Sequence[str], labels: Tensor, train: Tensor, test: Tensor
-) -> dict[str, float]:
+def _layers(model: Any, texts: Tensor, labels: Tensor, train: Tensor, test: Tensor) -> dict[str, float]:
     """The layer and pooling whose logistic probe does best on a part of the training texts, on unseen ones."""
     linear = require("sklearn.linear_model", "lab", purpose="the layer probe")
     metrics = require("sklearn.metrics", "lab", purpose="silhouettes")
     fit, check = train[: len(train) * 2 // 3], train[len(train) * 2 // 3 :]
     best, silhouettes = (-1.0, 0.5), []
     for pool in ("mean", "last"):
-        found = probe.record(model, _batches(tokenizer, texts), sites.residual(model), pool=pool)  # type: ignore[arg-type]
+        found = probe.record(model, _batches(texts), sites.residual(model), pool=pool)  # type: ignore[arg-type]
         for site in found.sites:
             x, y = found[site].float().numpy(), labels.numpy()
             x = (x - x[fit].mean(0)) / (x[fit].std(0) + 1e-6)
@@ -99,6 +96,5 @@ def _rows(found: Recording, chosen: Tensor) -> Recording:
     return Recording(values, table, labels=labels[chosen], model=found.model)
 
 
-def _batches(tokenizer: Any, texts: Sequence[str], size: int = 256) -> list[dict[str, Tensor]]:
-    rows = [list(texts[start : start + size]) for start in range(0, len(texts), size)]
-    return [dict(tokenizer(row, padding=True, return_tensors="pt")) for row in rows]
+def _batches(texts: Tensor, size: int = 256) -> list[dict[str, Tensor]]:
+    return [{"input_ids": rows, "attention_mask": torch.ones_like(rows)} for rows in texts.split(size)]

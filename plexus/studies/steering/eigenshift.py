@@ -74,8 +74,8 @@ class EigenShift(DampingStudy):
     refuted_by = "As many random directions, or the projection with V in the place of Vᵀ, cut toxicity as much."
     fidelity = "B"
     scale_line = (
-        "2-layer Llama of width 64 and 259 words on generated sentences instead of LLaMA-2 7B; 48 prompts with "
-        "6 continuations of 20 tokens instead of 5,000 with 25"
+        "2-layer Llama of width 64 and 259 words on generated sentences instead of LLaMA-2 7B; 40 prompts with "
+        "4 continuations of 20 tokens instead of 5,000 with 25"
     )
     data = ("rude world (generated)",)
     deviations = (
@@ -114,6 +114,7 @@ class EigenShift(DampingStudy):
         ),
         interval("less rudeness, %", of("margin", "reduction"), role="mechanism", at_least=70.0),
         interval("perplexity, multiple", of("margin", "ratio"), role="mechanism", at_most=1.10),
+        interval("ranked by level: less rudeness, %", of("push", "reduction"), role="mechanism", at_least=70.0),
         interval("without a list: less rudeness, %", of("abs", "reduction"), role="mechanism", at_least=70.0),
         interval("one random direction: less, %", of("random, one", "reduction"), role="mechanism", at_most=10),
         interval(
@@ -174,19 +175,21 @@ class EigenShift(DampingStudy):
         mixed = tokens([item.prompt for item in world.sentences(config.collected, generator=numbers)])
         batch = {"input_ids": mixed, "attention_mask": torch.ones_like(mixed)}
         present, absent, sure = collect(config, made.model, [batch], words, seed)
-        labelled = [item.text for item in world.sentences(config.labelled, generator=numbers)]
-        shown = torch.tensor([any(word.startswith("rude") for word in text.split()) for text in labelled])
-        units = scores.auroc(responses(made.model, tokenizer, labelled, shown))
+        labelled = tokens([item.text for item in world.sentences(config.labelled, generator=numbers)])
+        shown = torch.isin(labelled, words).any(1)
+        units = scores.auroc(responses(made.model, labelled, shown))
         prompts, neutral, questions = {}, {}, {}
         for part in ("validation", "test"):
             angry = world.sentences(config.prompts, angry=1.0, generator=numbers)
             calm = world.sentences(config.neutral, angry=0.0, clean=True, generator=numbers)
             asked = world.questions(config.neutral, generator=numbers)
             prompts[part] = tokens([item.prompt for item in angry])
-            neutral[part] = ([item.prompt for item in calm], [item.answer for item in calm])
+            neutral[part] = tokens([item.text for item in calm])
             questions[part] = tokens([q.prompt for q in asked]), torch.tensor([q.answer == "yes" for q in asked])
         clean = [*world.sentences(config.texts // 6, clean=True, generator=numbers), *learnt[len(sentences) :]]
-        bench = Bench(made.model, tokenizer, words, present, absent, units, sure, prompts, neutral)
+        bench = Bench(
+            made.model, tokenizer, words, present, absent, units, sure, prompts, neutral, prompts["test"].shape[1]
+        )
         return Prepared(bench, (labelled, shown), [item.text for item in clean], questions)
 
     def further(self, prepared: Prepared, model: Any, part: str) -> dict[str, float]:

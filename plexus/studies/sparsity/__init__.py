@@ -1,0 +1,1 @@
+"""Sparse wiring and sparse activity."""
