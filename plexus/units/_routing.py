@@ -97,6 +97,9 @@ class Routes:
         """A module is about to be called, its inputs not edited yet: an expert's rows are found among the tokens."""
         watch = self._watches.get(module)
         if watch is not None:
+            if not any(source in self._tokens for source in watch.sources):  # called by itself, or again in backward
+                self._rows.pop(module, None)
+                return
             rows, _ = find_input(module, args, kwargs, None, type(module).__name__)
             self._rows[module] = _found(rows, [self._tokens.get(source) for source in watch.sources])
 
@@ -115,8 +118,8 @@ class Routes:
             raise ShapeError(
                 f"the module {path!r} does not see the rows that its expert was sent",
                 given=f"{rows} rows",
-                expected="no call of the expert" if routed is None else f"{len(routed.token)} rows",
-                mend="say what its dimensions mean with axes=",
+                expected="a call within the block of the expert" if routed is None else f"{len(routed.token)} rows",
+                mend="run the whole block, or say what its dimensions mean with axes=",
             )
         return routed
 

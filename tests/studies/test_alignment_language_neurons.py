@@ -96,7 +96,7 @@ def test_alignment_teaches_the_preferred_answer_and_keeps_the_model(prepared):
     made = prepared.bench
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     pair = alignment.Pair(prepared.pairs[0].prompt, *sorted({p.chosen for p in prepared.pairs})[:2])
-    how = alignment.Alignment(steps=25, batch=8, rate=3e-3)
+    how = alignment.Alignment(imitation=1.0, steps=25, batch=8, rate=3e-3)
 
     def margin(model):
         asked = [pair.prompt] * 2

@@ -71,7 +71,7 @@ class Alignment:
     """
 
     preference: float = 1.0
-    imitation: float = 1.0
+    imitation: float = 0.0
     beta: float = 0.1
     steps: int = 60
     batch: int = 24

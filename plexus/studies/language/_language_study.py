@@ -40,11 +40,11 @@ FINDERS = (
     Arm("taylor", how="taylor", role="reference", note="largest first-order rise of the own loss, as many units"),
 )
 ALIGNERS = (
-    Arm("aligned", how="aligned", role="method", note="preferences between answers, the better ones imitated"),
-    Arm("preference alone", how="aligned", imitation=0.0, role="ablation", note="DPO without imitation"),
-    Arm("imitation alone", how="aligned", preference=0.0, note="SFT on the better answers"),
+    Arm("aligned", how="aligned", role="method", note="preferences between answers (DPO)"),
+    Arm("with imitation", how="aligned", imitation=1.0, note="DPO, and the better answers imitated"),
+    Arm("imitation alone", how="aligned", preference=0.0, imitation=1.0, note="SFT on the better answers"),
     Arm("shuffled", how="shuffled", role="null", note="better and worse drawn by a coin"),
-    Arm("further", how="aligned", preference=0.0, imitation=0.0, role="null", note="as many steps on the old texts"),
+    Arm("further", how="aligned", preference=0.0, role="null", note="as many steps on the old texts"),
 )
 
 
@@ -75,7 +75,7 @@ class Config:
     rate: float = 5e-3
     texts: int = 6000
     mixture: tuple[int, ...] = (60, 12, 12, 12, 4)
-    entities: int = 12
+    entities: int = 16
     facts: float = 0.25
     prompts: int = 100
     new: int = 8
@@ -85,11 +85,11 @@ class Config:
     limit: float = 2.0
     tolerance: float = 1e-2
     draws: int = 4
-    align_steps: int = 60
+    align_steps: int = 80
     align_batch: int = 24
     align_rate: float = 1e-3
     preference: float = 1.0
-    imitation: float = 1.0
+    imitation: float = 0.0
     beta: float = 0.1
     how: str = "method"
 
@@ -247,7 +247,8 @@ class LanguageStudy(Study):
         graph = require("plotly.graph_objects", "lab", purpose="figures")
         made: dict[str, Any] = {}
         names = [name.removeprefix("units_") for name in _first(results, "method").metrics if name.startswith("units_")]
-        change = np.nanmean([one.arrays["change"] for one in results["method"].values()], 0)
+        every = np.ma.masked_invalid(np.stack([one.arrays["change"] for one in results["method"].values()]))
+        change = every.mean(0).filled(0.0)  # where no seed has a unit of a language, nothing is lost
         figure = graph.Figure(
             graph.Heatmap(z=change.tolist(), x=names, y=names, colorscale="RdBu_r", zmid=0, texttemplate="%{z:.3f}")
         )

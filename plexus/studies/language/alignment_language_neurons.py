@@ -12,7 +12,7 @@ What is measured against what:
 - mechanism: units without the magnitude term (λ = 0), and random units of the same layers, as many for each language;
 - advantage: units by the difference of their means and by average precision, as many for each language;
 - alignment: better and worse drawn by a coin, as many further steps on the old texts alone, which also shows by how
-  much the counts of kinds scatter, preferences alone and imitation alone.
+  much the counts of kinds scatter; imitation of the better answers beside preferences, and in their place.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class AlignmentLanguageNeurons(LanguageStudy):
     fidelity = "B"
     scale_line = (
         "3-layer Llama of width 64 with 1,152 gates on generated sentences in one language and four ciphers of it, "
-        "instead of LLaMA-2 7B and others on ten real languages; 60 steps of alignment on about 180 questions"
+        "instead of LLaMA-2 7B and others on ten real languages; 80 steps of alignment on about 240 questions"
     )
     data = ("tongues (generated)",)
     deviations = (
@@ -86,8 +86,9 @@ class AlignmentLanguageNeurons(LanguageStudy):
         "small model are open about half of the time instead of rarely, and at 0.2 nearly all chosen units still serve "
         "no language. The published range is an arm.",
         "Alignment is by answers to questions alone, without a translation task; a worse answer is drawn where the "
-        "model's own agrees with English. The better answer is imitated beside the preference loss, and texts of the "
-        "first training come along in each step: preferences alone, which is an arm, make so small a model forget.",
+        "model's own agrees with English. Texts of the first training come along in each step: without them so small a "
+        "model forgets what it knew, English questions included. Imitation beside or in the place of preferences is an "
+        "arm.",
         "Words are tokens, so that counts per token and per word are the same.",
         "Specific units are compared at equal numbers per language; D leaves out languages in which the method finds "
         "none, in every arm. Nothing is tuned, neither in the method nor in the rivals.",

@@ -54,7 +54,7 @@ class AlignmentLanguageNeuronsText(LanguageStudy):
     fidelity = "B"
     scale_line = (
         "3-layer Llama of width 64 with 1,152 gates on Shakespeare and 850 parallel sentences of five languages, whose "
-        "commonest words alone are known, instead of LLaMA-2 7B and others on ten; 60 steps of alignment"
+        "commonest words alone are known, instead of LLaMA-2 7B and others on ten; 80 steps of alignment"
     )
     data = ("Shakespeare", "Parallel Universal Dependencies, five languages")
     deviations = (
