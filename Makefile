@@ -10,6 +10,8 @@ AGAIN  := --scale full --tuning ledger --first-seed 100 --jobs $(JOBS)
 STUDIES := ssd adaptive-gain-control ei-adaptive-reservoir
 # these need nothing but what is installed; their siblings (-audio, -text, -mnist, -adding) want PLEXUS_DATA
 SPIKING := astro-snn dcls-delays deep-ei-snn dynamic-confidence elm-neuron hd-snn meta-neuron-lzc
+TRAINED := alignment-language-neurons austeer eigenshift g2gnet post-training-views relation-neurons selective-steering \
+	superposition-entropy taugate
 
 .PHONY: help demo test lint types layers unit smoke docs bench peers ledger clean
 
@@ -53,7 +55,7 @@ unit: $(STAMP)
 
 # only the studies whose code (or the library code they load) changed since their last smoke run are run again
 smoke: $(STAMP)
-	$(BIN)/plexus run $(STUDIES) $(SPIKING) --scale smoke --seeds 1 --jobs $(JOBS)
+	$(BIN)/plexus run $(STUDIES) $(SPIKING) $(TRAINED) --scale smoke --seeds 1 --jobs $(JOBS)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -73,7 +75,7 @@ peers: .venv-peers/.installed .venv-language-peers/.installed
 	@touch $@
 
 ledger: $(STAMP)
-	$(BIN)/plexus run $(STUDIES) $(SPIKING) --confirm --jobs $(JOBS)
+	$(BIN)/plexus run $(STUDIES) $(SPIKING) $(TRAINED) --confirm --jobs $(JOBS)
 	$(BIN)/plexus calibrate
 
 clean:
