@@ -57,8 +57,9 @@ def _entries(source: Source, family: str) -> list[Entry]:
         raise FormatError(f"{source.path} is not Python", given=str(error)) from error
     slug = Path(source.path).stem.strip("_").replace("_", "-")
     found = []
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    for node in classes.values():
+    own = _classes(tree)
+    classes = {**_taken_classes(tree), **own}
+    for node in own.values():
         marks = {d.attr if isinstance(d, ast.Attribute) else getattr(d, "id", "") for d in node.decorator_list}
         if "study" not in marks:
             continue
@@ -77,8 +78,25 @@ def _entries(source: Source, family: str) -> list[Entry]:
     return found
 
 
+def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _taken_classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
+    """Classes that a study takes from other files of `plexus.studies`, where it shares their claim or their base."""
+    found: dict[str, ast.ClassDef] = {}
+    for node in tree.body:
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("plexus.studies."):
+            continue
+        path = studies_folder().joinpath(*str(node.module).split(".")[2:]).with_suffix(".py")
+        if path.is_file():
+            there = _classes(ast.parse(path.read_bytes()))
+            found |= {alias.asname or alias.name: there[alias.name] for alias in node.names if alias.name in there}
+    return found
+
+
 def _strings(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[str, str]:
-    """Class attributes that are plain strings, those of base classes in the same file included."""
+    """Class attributes that are plain strings, those of base classes and named classes included."""
     found: dict[str, str] = {}
     for base in reversed(node.bases):
         if isinstance(base, ast.Name) and base.id in classes:
@@ -94,6 +112,10 @@ def _strings(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[st
         value = item.value if isinstance(item, (ast.Assign, ast.AnnAssign)) else None
         if isinstance(target, ast.Name) and isinstance(value, ast.Constant) and isinstance(value.value, str):
             found[target.id] = value.value
+        elif isinstance(target, ast.Name) and isinstance(value, ast.Attribute) and isinstance(value.value, ast.Name):
+            # what another class of the file says: claim = First.claim
+            said = _strings(classes[value.value.id], classes) if value.value.id in classes else {}
+            found |= {target.id: said[value.attr]} if value.attr in said else {}
     return found
 
 

@@ -30,8 +30,8 @@ PROTOCOL = 1
 """How the lab seeds and runs a trial; raised when that changes the numbers."""
 
 _MACHINERY = """
-    bench calibration catalogue cite claims code command crew doctor files figures frozen ledger local machine pages
-    planted prepared progress report row run runner settings show store study trial verdict worker
+    atlas bench calibration catalogue cite claims code command crew doctor files figures frozen ledger local machine
+    pages planted prepared progress report row run runner settings show store study trial verdict worker
 """
 
 INFRASTRUCTURE = frozenset(

@@ -52,6 +52,7 @@ def indirect_effect(true: Tensor, false: Tensor, true_edited: Tensor, false_edit
         RangeError: a number outside [-1, 1], or true and false inputs that do not differ.
 
     Examples:
+        >>> import torch
         >>> yes, no = torch.tensor([0.8, 0.6]), torch.tensor([-0.7, -0.5])
         >>> found = indirect_effect(yes, no, torch.tensor([0.0, 0.0]), yes)
         >>> round(found.to_true, 3), round(found.to_false, 3), round(found.to_true_of_all, 3)
