@@ -48,6 +48,7 @@ class Config:
         details: measure the dose, single units, the second language and the second model too.
         doses: shares of the units, for the dose.
         single: how many units of each relation are silenced one at a time.
+        tuning: number of seeds that shares and rivals are chosen on.
     """
 
     entities: int = 64
@@ -55,7 +56,7 @@ class Config:
     intermediate: int = 192
     layers: int = 2
     steps: int = 500
-    early_steps: int = 220
+    early_steps: int = 280
     score: Score = "average precision"
     pool: Literal["last", "mean", "max"] = "last"
     by: Literal["value", "low", "both"] = "value"
@@ -69,6 +70,7 @@ class Config:
     details: bool = False
     doses: tuple[float, ...] = (0.01, 0.02, 0.04, 0.08, 0.16, 0.24)
     single: int = 3
+    tuning: int = 3
 
 
 class Questions:
