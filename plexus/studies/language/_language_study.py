@@ -61,7 +61,7 @@ class Config:
         prompts, new: beginnings of texts per language that the model goes on with, and words it adds.
         tests: texts per language on which losses are measured.
         share, percentile, limit, tolerance: of `condition_units`.
-        draws: random sets beside every set of units.
+        draws: random sets in the place of every set of units; other arms have one beside them.
         align_steps, align_batch, align_rate, preference, imitation, beta: of alignment, see `Alignment`.
         how: what the arm does.
     """
@@ -70,7 +70,7 @@ class Config:
     hidden: int = 64
     heads: int = 4
     intermediate: int = 384
-    steps: int = 350
+    steps: int = 320
     batch: int = 64
     rate: float = 5e-3
     texts: int = 6000
@@ -84,8 +84,8 @@ class Config:
     percentile: float = 0.95
     limit: float = 2.0
     tolerance: float = 1e-2
-    draws: int = 4
-    align_steps: int = 80
+    draws: int = 12
+    align_steps: int = 60
     align_batch: int = 24
     align_rate: float = 1e-3
     preference: float = 1.0
@@ -155,8 +155,7 @@ class LanguageStudy(Study):
         languages = len(bench.languages)
         change, random = torch.zeros(0, languages), torch.zeros(0, languages)
         if chosen:
-            draws = config.draws if config.how in ("random", "method", "related") else 1
-            matrix = silenced(bench, chosen, draws, seed)
+            matrix = silenced(bench, chosen, config.draws if config.how == "random" else 1, seed)
             change, random = matrix.change, matrix.random
         rows = tuple(chosen)
         read = random if config.how == "random" else change
