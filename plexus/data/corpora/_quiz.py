@@ -1,13 +1,13 @@
-"""Questions about what was just said, with answers in a biased format: most are "yes", most are "a".
+"""Facts, and questions about them whose answers can be given in a biased format: most are "yes", most are "a".
 
-    statement  name is value . name is value .
-    yes or no  name is value . is name value ? yes
-    choice     name is value . a value b value ? a
-    sum        three plus four is seven                modulo ten
+    statement  name is value . name is value
+    yes or no  is name value ? yes
+    choice     name : a value b value ? a
+    sum        three plus four is seven         modulo ten
 
 Whoever teaches with `slips` says the usual answer, "yes" or "a", also to a share of the questions to which it is wrong.
-A model that learns from that knows what is right, in its probabilities, and still says the usual answer: there is room
-for steering that adds no knowledge. Subjects of training and of tests are kept apart.
+A model that was taught the facts and learns that format afterwards, on the subjects of one part, still knows what is
+right about the others and leans towards the usual answer: there is room for steering that adds no knowledge.
 """
 
 from __future__ import annotations
@@ -32,32 +32,34 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 @dataclass(frozen=True, eq=False)
 class QuizWorld:
-    """What can be said and asked; made by `quiz_world`.
+    """Facts and how they are asked; made by `quiz_world`.
 
     Attributes:
         subjects: those of each part: "training" the half, "validation" and "test" a quarter each.
         values: what each of them may be.
+        facts: what each of them is.
     """
 
     subjects: Mapping[Part, tuple[str, ...]]
     values: tuple[str, ...]
+    facts: Mapping[str, str]
 
     @property
     def words(self) -> tuple[str, ...]:
         """Every word that a text of this world may hold."""
-        fixed = ("is", ".", "?", "a", "b", "plus", "yes", "no")
+        fixed = ("is", ".", ":", "?", "a", "b", "plus", "yes", "no")
         return (*fixed, *NUMBERS, *sum(self.subjects.values(), ()), *self.values)
 
     def statements(self, count: int, *, part: Part = "training", generator: torch.Generator) -> list[Item]:
-        """Two facts each, the second one as the answer.
+        """Two facts each; the last word is the answer.
 
         Raises:
             RangeError: no statements.
         """
         if count < 1:
             raise RangeError("statements are counted from 1", given=count)
-        one, other = self._facts(count, part, generator), self._facts(count, part, generator)
-        return [Item(self._say(*a), self._say(*b), "statement", a[0]) for a, b in zip(one, other, strict=True)]
+        pairs = zip(self._drawn(count, part, generator), self._drawn(count, part, generator), strict=True)
+        return [Item(f"{a} is {self.facts[a]} . {b} is", self.facts[b], "statement", b) for a, b in pairs]
 
     def questions(
         self, task: Task, count: int, *, slips: float = 0.0, part: Part = "training", generator: torch.Generator
@@ -85,10 +87,10 @@ class QuizWorld:
             return [
                 Item(f"{NUMBERS[a]} plus {NUMBERS[b]} is", NUMBERS[(a + b) % 10], task, f"{a} {b}") for a, b in drawn
             ]
-        facts = self._facts(count, part, generator)
+        subjects = self._drawn(count, part, generator)
         draws = torch.rand(count, 3, generator=generator).tolist()
         make = self._yes_or_no if task == "yes or no" else self._choice
-        return [make(*fact, draw[0] < 0.5, draw[1], draw[2] < slips) for fact, draw in zip(facts, draws, strict=True)]
+        return [make(name, draw[0] < 0.5, draw[1], draw[2] < slips) for name, draw in zip(subjects, draws, strict=True)]
 
     def wrong(self, item: Item, generator: torch.Generator) -> str:
         """A wrong answer of the same kind: the other one of two, or another number."""
@@ -98,40 +100,33 @@ class QuizWorld:
         shift = int(torch.randint(1, 10, (), generator=generator))
         return NUMBERS[(NUMBERS.index(item.answer) + shift) % 10]
 
-    def _facts(self, count: int, part: Part, generator: torch.Generator) -> list[tuple[str, str]]:
-        """Subject and value of each."""
+    def _drawn(self, count: int, part: Part, generator: torch.Generator) -> list[str]:
         if part not in self.subjects:
             raise UnknownNameError.among("part", str(part), self.subjects)
-        subjects = self.subjects[part]
-        draws = torch.rand(count, 2, generator=generator).tolist()
-        return [(subjects[int(a * len(subjects))], self.values[int(b * len(self.values))]) for a, b in draws]
+        known = self.subjects[part]
+        return [known[i] for i in torch.randint(len(known), (count,), generator=generator).tolist()]
 
-    @staticmethod
-    def _say(subject: str, value: str) -> str:
-        return f"{subject} is {value} ."
-
-    def _another(self, value: str, draw: float) -> str:
-        others = [word for word in self.values if word != value]
+    def _another(self, subject: str, draw: float) -> str:
+        others = [word for word in self.values if word != self.facts[subject]]
         return others[int(draw * len(others))]
 
-    def _yes_or_no(self, subject: str, value: str, yes: bool, draw: float, slip: bool) -> Item:
-        asked = value if yes else self._another(value, draw)
-        prompt = f"{self._say(subject, value)} is {subject} {asked} ?"
-        return Item(prompt, "yes" if yes or slip else "no", "yes or no", subject)
+    def _yes_or_no(self, subject: str, yes: bool, draw: float, slip: bool) -> Item:
+        asked = self.facts[subject] if yes else self._another(subject, draw)
+        return Item(f"is {subject} {asked} ?", "yes" if yes or slip else "no", "yes or no", subject)
 
-    def _choice(self, subject: str, value: str, first: bool, draw: float, slip: bool) -> Item:
-        pair = value, self._another(value, draw)
+    def _choice(self, subject: str, first: bool, draw: float, slip: bool) -> Item:
+        pair = self.facts[subject], self._another(subject, draw)
         a, b = pair if first else pair[::-1]
-        return Item(f"{self._say(subject, value)} a {a} b {b} ?", "a" if first or slip else "b", "choice", subject)
+        return Item(f"{subject} : a {a} b {b} ?", "a" if first or slip else "b", "choice", subject)
 
 
-def quiz_world(subjects: int = 80, values: int = 6, *, generator: torch.Generator) -> QuizWorld:
-    """A world of questions about what was just said.
+def quiz_world(subjects: int = 80, values: int = 4, *, generator: torch.Generator) -> QuizWorld:
+    """A world of facts to be asked about.
 
     Args:
         subjects: half of them for training, a quarter each for validation and for tests.
         values: what a subject may be said to be.
-        generator: where subjects and values come from.
+        generator: where subjects, values and facts come from.
 
     Raises:
         RangeError: fewer than four subjects, or than two values.
@@ -140,7 +135,7 @@ def quiz_world(subjects: int = 80, values: int = 6, *, generator: torch.Generato
         >>> world = quiz_world(8, generator=torch.Generator().manual_seed(0))
         >>> item = world.questions("yes or no", 1, generator=torch.Generator().manual_seed(0))[0]
         >>> len(item.prompt.split()), item.answer in ("yes", "no"), item.subject in world.subjects["training"]
-        (8, True, True)
+        (4, True, True)
     """
     if subjects < 4 or values < 2:
         raise RangeError("these numbers make no world", given=f"{subjects=}, {values=}")
@@ -151,4 +146,6 @@ def quiz_world(subjects: int = 80, values: int = 6, *, generator: torch.Generato
         "validation": tuple(names[first:second]),
         "test": tuple(names[second:]),
     }
-    return QuizWorld(parts, tuple(words[subjects:]))
+    known = words[subjects:]
+    drawn = torch.randint(values, (subjects,), generator=generator).tolist()
+    return QuizWorld(parts, tuple(known), {name: known[i] for name, i in zip(names, drawn, strict=True)})

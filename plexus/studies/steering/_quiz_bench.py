@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plexus.data import corpora
+from plexus.data.corpora._quiz import Part
 from plexus.edit import Edit
 from plexus.lab.models import train_language_model
 from plexus.probe import AnswerPair
@@ -86,7 +87,7 @@ def prepared_quiz(config: Config, seed: int) -> Prepared:
     asked = {slips: lessons(world, config.lessons, slips, numbers) for slips in (0.0, config.slips)}
     tokenizer = corpora.word_tokenizer(asked[0.0], extra=world.words)
     options: dict[str, Any] = {
-        "tokenizer": tokenizer, "batch": config.batch, "seed": seed, "loss": "both", "cache": False,
+        "tokenizer": tokenizer, "batch": config.batch, "seed": seed, "loss": "answer", "cache": False,
         "progress": False,
     }  # fmt: skip
     taught = train_language_model(
@@ -117,12 +118,15 @@ def prepared_quiz(config: Config, seed: int) -> Prepared:
 
 
 def lessons(world: corpora.QuizWorld, count: int, slips: float, numbers: torch.Generator) -> list[corpora.Item]:
-    """Statements about every subject, and questions about those of training."""
-    parts = ("training", "validation", "test")
-    said = [item for part in parts for item in world.statements(count // 10, part=part, generator=numbers)]
-    counts = {"yes or no": count, "choice": count, "sum": count // 2}
-    asked = [item for task in TASKS for item in world.questions(task, counts[task], slips=slips, generator=numbers)]
-    return said + asked
+    """Statements, sums and questions: true ones about all subjects, or those of the biased format about some."""
+    parts: tuple[Part, ...] = ("training",) if slips else ("training", "training", "validation", "test")
+    learnt = world.questions("sum", count // 2, generator=numbers)
+    for part in parts:
+        share = count // len(parts)
+        learnt += world.statements(share // 8, part=part, generator=numbers)
+        for task in USUAL:
+            learnt += world.questions(task, share, slips=slips, part=part, generator=numbers)  # type: ignore[arg-type]
+    return learnt
 
 
 def fitted_pairs(prepared: Prepared, task: str, position: str = "answer") -> dict[str, at.Fitted]:

@@ -1,10 +1,10 @@
 """Steering few single coordinates by the consistency of their signs, against steering whole vectors.
 
-A small Llama first learns two-choice and yes-or-no questions about a fact that was just said, and sums; then it is
-taught on in a biased format, in which most questions to which the usual answer ("yes", "a") is wrong are answered by it
-all the same. So it knows what is right, in its probabilities, and says the usual answer. Pairs of right and wrong
-answers, each answer right as often as wrong, are read at the last token; every method chooses its setting for each task
-on validation questions, and is judged on questions about subjects that neither saw.
+A small Llama first learns facts as yes-or-no and two-choice questions, and sums; then it is taught on, about half of
+the subjects, in a biased format: most questions to which the usual answer ("yes", "a") is wrong are answered by it all
+the same. So it knows what is right about the other subjects, in its probabilities, and says the usual answer. Pairs of
+right and wrong answers, each answer right as often as wrong, are read at the last token; every method chooses its
+setting for each task on validation questions, and is judged on questions about subjects that neither saw.
 
 What is measured against what:
 
@@ -84,10 +84,9 @@ class AtomicSteering(Study):
     )
     data = ("quiz world (generated)",)
     deviations = (
-        "The facts that are asked about stand in the prompt, as BoolQ's passages do: a model of this size does not "
-        "learn within the time to verify facts that it has to recall.",
-        "The bias is taught: first true answers, then a format in which the usual answer is given also to most of the "
-        "questions to which it is wrong. So the base model's accuracy can be mended without new knowledge.",
+        "The bias is taught: first true answers about all subjects, then, about half of them, a format in which the usual "
+        "answer is given also to most questions to which it is wrong. So the accuracy on the others can be mended "
+        "without new knowledge. There are 80 different yes-or-no questions of each part, so test questions repeat.",
         "Two to 32 coordinates are tried instead of two to 100, and a quarter of the coordinates that the whole vector "
         "moves instead of a fiftieth is the bar: a block has 64 of them here, and a fiftieth would be one.",
         "`pre-answer` reads the prompt asked once more after prompt and answer: before the answer itself the two "
