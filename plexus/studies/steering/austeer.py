@@ -84,9 +84,9 @@ class AtomicSteering(Study):
     )
     data = ("quiz world (generated)",)
     deviations = (
-        "The bias is taught: first true answers about all subjects, then, about half of them, a format in which the usual "
-        "answer is given also to most questions to which it is wrong. So the accuracy on the others can be mended "
-        "without new knowledge. There are 80 different yes-or-no questions of each part, so test questions repeat.",
+        "The bias is taught: first true answers about all subjects, then, about half of them, a format in which the "
+        "usual answer is given also to most questions to which it is wrong. So the accuracy on the others can be "
+        "mended without new knowledge. There are 80 different yes-or-no questions of each part, so they repeat.",
         "Two to 32 coordinates are tried instead of two to 100, and a quarter of the coordinates that the whole vector "
         "moves instead of a fiftieth is the bar: a block has 64 of them here, and a fiftieth would be one.",
         "`pre-answer` reads the prompt asked once more after prompt and answer: before the answer itself the two "
