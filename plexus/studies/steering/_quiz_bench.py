@@ -120,7 +120,7 @@ def prepared_quiz(config: Config, seed: int) -> Prepared:
 def lessons(world: corpora.QuizWorld, count: int, slips: float, numbers: torch.Generator) -> list[corpora.Item]:
     """Statements, sums and questions: true ones about all subjects, or those of the biased format about some."""
     parts: tuple[Part, ...] = ("training",) if slips else ("training", "training", "validation", "test")
-    learnt = world.questions("sum", count // 2, generator=numbers)
+    learnt = world.questions("sum", count, generator=numbers)
     for part in parts:
         share = count // len(parts)
         learnt += world.statements(share // 8, part=part, generator=numbers)

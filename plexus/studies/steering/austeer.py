@@ -83,15 +83,16 @@ class AtomicSteering(Study):
         "sum questions instead of BoolQ, COPA, WinoGrande and three sets of word problems"
     )
     data = ("quiz world (generated)",)
+    seeds = 5
     deviations = (
         "The bias is taught: first true answers about all subjects, then, about half of them, a format in which the "
         "usual answer is given also to most questions to which it is wrong. So the accuracy on the others can be "
-        "mended without new knowledge. There are 80 different yes-or-no questions of each part, so test questions "
-        "repeat.",
+        "mended without new knowledge. There are 80 different yes-or-no questions of each part, so they repeat.",
         "Two to 32 coordinates are tried instead of two to 100, and a quarter of the coordinates that the whole vector "
         "moves instead of a fiftieth is the bar: a block has 64 of them here, and a fiftieth would be one.",
         "`pre-answer` reads the prompt asked once more after prompt and answer: before the answer itself the two "
         "members of a pair are one and the same text.",
+        "Five seeds, as many as time allows where five methods try 90 settings for each of three tasks.",
         "Wrong answers of sums are other numbers at random, not those of the nearest item by sentence embedding.",
         "Coordinates are not limited to those that pass the sign test; how many pass, and what share of the chosen "
         "ones does, is measured.",
@@ -183,13 +184,14 @@ class AtomicSteering(Study):
         if config.method == "base" or (config.method == "bias" and task not in USUAL):
             plain = prepared.questions[task, "validation"].accuracy(model)
             return self._measured(prepared, task, [], before) | {"validation": plain}
-        chosen, validation, tried = self._chosen(config, prepared, task)
+        found = fitted_pairs(prepared, task, "pre_answer" if config.method == "pre-answer" else "answer")
+        chosen, validation, tried = self._chosen(config, prepared, task, found)
         assert chosen.edit is not None
         changes = [chosen.edit]
         if config.method == "random":
             changes = at.stand_ins(chosen.edit, numbers, config.draws)
         elif config.method == "matched":
-            size = fitted_pairs(prepared, task)[chosen.setting["kind"]].size
+            size = found[chosen.setting["kind"]].size
             changes = at.stand_ins(chosen.edit, numbers, config.draws, match=size)
         metrics = self._measured(prepared, task, changes, before)
         metrics |= {"validation": validation, "tried": float(tried), "moved": float(chosen.moved)}
@@ -197,15 +199,16 @@ class AtomicSteering(Study):
         if "kind" in chosen.setting:
             metrics["kind"] = float(at.KINDS.index(chosen.setting["kind"]))
         if config.method == "atoms":
-            metrics |= self._believed(prepared, task, chosen)
+            metrics |= self._believed(found, chosen)
         if config.method == "caa":
-            metrics["equal"] = self._equal(config, prepared, task, before, metrics["divergence"])
+            metrics["equal"] = self._equal(config, prepared, task, found, before, metrics["divergence"])
         return metrics
 
-    def _chosen(self, config: Config, prepared: Prepared, task: str) -> tuple[at.Candidate, float, int]:
+    def _chosen(
+        self, config: Config, prepared: Prepared, task: str, found: dict[str, at.Fitted]
+    ) -> tuple[at.Candidate, float, int]:
         """The setting of an arm: its own, from the validation questions, or that of atomic steering."""
         score = score_of(prepared, task)
-        found = fitted_pairs(prepared, task, "pre_answer" if config.method == "pre-answer" else "answer")
         if config.method in ("atoms", "pre-answer"):
             return at.best(at.atoms(found, (config.kind,) if config.kind else at.KINDS), score, config.every)
         if config.method in RIVALS:
@@ -242,9 +245,9 @@ class AtomicSteering(Study):
             trials.append({"accuracy": scores[task], "others": rest, "divergence": moved})
         return {name: fmean(trial[name] for trial in trials) for name in trials[0]}
 
-    def _believed(self, prepared: Prepared, task: str, chosen: at.Candidate) -> dict[str, float]:
+    def _believed(self, fitted: dict[str, at.Fitted], chosen: at.Candidate) -> dict[str, float]:
         """How many coordinates pass the sign test, what share of the chosen ones, and the largest relative change."""
-        found = fitted_pairs(prepared, task)[chosen.setting["kind"]].signs
+        found = fitted[chosen.setting["kind"]].signs
         passed = found.significant()
         assert chosen.edit is not None
         units = chosen.edit.neurons
@@ -258,10 +261,18 @@ class AtomicSteering(Study):
             "change": chosen.setting["strength"] * largest,
         }
 
-    def _equal(self, config: Config, prepared: Prepared, task: str, before: Tensor, otherwise: float) -> float:
+    def _equal(
+        self,
+        config: Config,
+        prepared: Prepared,
+        task: str,
+        found: dict[str, at.Fitted],
+        before: Tensor,
+        otherwise: float,
+    ) -> float:
         """The least divergence of the whole vector at the validation accuracy of atomic steering, or at its best."""
         score, goal = score_of(prepared, task), prepared.chosen[task][1]
-        found, least = fitted_pairs(prepared, task), float("inf")
+        least = float("inf")
         for candidate in itertools.islice(at.vectors(found), 0, None, config.every):
             assert candidate.edit is not None
             if score(candidate.edit) >= goal:
@@ -271,7 +282,7 @@ class AtomicSteering(Study):
 
     def _folded(self, config: Config, prepared: Prepared) -> float:
         """Largest difference between the logits of the steered and of the folded model, relative to the largest."""
-        chosen, _, _ = self._chosen(config, prepared, MAIN)
+        chosen, _, _ = self._chosen(config, prepared, MAIN, fitted_pairs(prepared, MAIN))
         assert chosen.edit is not None
         tokens, folded = prepared.questions[MAIN, "test"].tokens[:64], copy.deepcopy(prepared.model)
         edit.bake(folded, chosen.edit)
