@@ -18,7 +18,7 @@ from plexus.studies.language.alignment_language_neurons import (
     AlignmentLanguageNeurons,
     above_ablation_and_null,
 )
-from plexus.studies.language.alignment_language_neurons_text import AlignmentLanguageNeuronsText, _cut, _pairs
+from plexus.studies.language.alignment_language_neurons_text import AlignmentLanguageNeuronsText, _cut, _pairs, _plain
 from plexus.units import sites
 
 STUDY = AlignmentLanguageNeurons()
@@ -143,3 +143,4 @@ def test_parallel_text_is_needed_and_cut_into_rows(monkeypatch, tmp_path):
     assert _cut("a b c d e f g h i j") == ["a b c d e f g h"]
     whole = {"en": ["one two", "three"], "de": ["eins zwei", "drei"]}
     assert _pairs(whole, "de", [0, 1]) == [("one two =", "eins zwei", "drei"), ("three =", "drei", "eins zwei")]
+    assert _plain("one two three", {"one", "three"}) == "one ~ three"

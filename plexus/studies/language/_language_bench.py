@@ -29,6 +29,7 @@ class Bench:
         prompts: beginnings of texts that the model goes on with.
         validation: texts on which rivals may look at losses.
         tests: texts whose loss is measured.
+        mute: words that the model does not say when its own words are counted.
     """
 
     model: Any
@@ -36,6 +37,7 @@ class Bench:
     prompts: Mapping[str, Sequence[str]]
     validation: Mapping[str, Sequence[str]]
     tests: Mapping[str, Sequence[str]]
+    mute: tuple[str, ...] = ()
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -66,6 +68,7 @@ def answers(bench: Bench, new: int, seed: int) -> Answers:
     """The model's own continuations of the prompts, drawn from its distribution, as long in every language."""
     batches, prompt, labels = [], [], []
     special = [bench.tokenizer.pad_token_id, bench.tokenizer.eos_token_id, bench.tokenizer.unk_token_id]
+    special += bench.tokenizer.convert_tokens_to_ids(list(bench.mute))
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         for number, language in enumerate(bench.languages):

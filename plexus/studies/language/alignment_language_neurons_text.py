@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +35,8 @@ LANGUAGES = ("en", "de", "fr", "es", "hi")
 ALIGNED = ("de", "fr")
 TURN = "="
 """Between a sentence and its translation."""
+RARE = "~"
+"""In the place of every word that is not among the commonest."""
 LONGEST = 8
 """Words of a sentence that are asked about, or learnt, in one row."""
 
@@ -60,8 +62,8 @@ class AlignmentLanguageNeuronsText(LanguageStudy):
     deviations = (
         *AlignmentLanguageNeurons.deviations[:2],
         "Alignment prefers the translation of a sentence to that of another one; there are no questions to answer.",
-        "Only the commonest words of each language are known; the others are one unknown word, which neither counts "
-        "nor is said.",
+        "Only the commonest words of each language are known; the others are one mark, which the model does not say "
+        "when its own words are counted.",
         *AlignmentLanguageNeurons.deviations[4:],
     )
     scales: ClassVar[dict[str, dict[str, Any]]] = {
@@ -149,9 +151,11 @@ class AlignmentLanguageNeuronsText(LanguageStudy):
             for name in LANGUAGES
             for word, _ in Counter(w for text in rows[name] for w in text.split()).most_common(config.entities)
         ]
-        tokenizer = corpora.word_tokenizer(common, extra=[TURN])
+        tokenizer = corpora.word_tokenizer(common, extra=[TURN, RARE])
+        vocabulary = {*common, TURN}
+        whole = {name: [_plain(text, vocabulary) for text in texts] for name, texts in whole.items()}
         learnt = [
-            rows[name][i]
+            _plain(rows[name][i], vocabulary)
             for name, share in zip(LANGUAGES, config.mixture, strict=True)
             for i in torch.randint(len(rows[name]), (config.texts * share // 100,), generator=numbers).tolist()
         ]
@@ -172,6 +176,7 @@ class AlignmentLanguageNeuronsText(LanguageStudy):
             prompts,
             {name: texts[: config.tests] for name, texts in validation.items()},
             {name: texts[: config.tests] for name, texts in tests.items()},
+            mute=(RARE, TURN),
         )
         pairs = [pair for name in ALIGNED for pair in _pairs(whole, name, known)]
         questions = {name: _pairs(whole, name, unseen) for name in LANGUAGES[1:]}
@@ -196,6 +201,11 @@ class AlignmentLanguageNeuronsText(LanguageStudy):
         said = [i for ids in bench.tokenizer(list(bench.tests["de"])).input_ids for i in ids[1:]]
         common = -sum(math.log((seen[i] + 1) / total) for i in said) / len(said)
         return {"perplexity_share": perplexity(bench.model, bench.tokenizer, bench.tests["de"]) / math.exp(common)}
+
+
+def _plain(text: str, known: Set[str]) -> str:
+    """A text with one mark in the place of every word that is not known."""
+    return " ".join(word if word in known else RARE for word in text.split())
 
 
 def _cut(sentence: str) -> list[str]:
