@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from plexus.data._padding import padded
 from plexus.errors import DtypeError, RangeError, ShapeError, SiteError, UnknownNameError, UnsupportedError
 from plexus.probe._record import record
 from plexus.probe._softmax import fit_softmax
@@ -230,7 +231,7 @@ def token_batches(
     """Texts as batches of `input_ids` and `attention_mask`, in order, to be recorded.
 
     Padding on the right leaves every token at its own position, so that each text is read as if it were alone; to
-    generate, pad on the left.
+    generate, pad on the left, which adds `position_ids`.
 
     Args:
         tokenizer: gives `input_ids` for texts; it needs no padding token.
@@ -258,16 +259,8 @@ def token_batches(
     if batch < 1:
         raise RangeError("a batch holds at least one text", given=batch)
     pad = getattr(tokenizer, "pad_token_id", None) or 0
-    out = []
-    for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
-        size = max(map(len, part))
-        ids, mask = torch.full((len(part), size), pad), torch.zeros(len(part), size, dtype=torch.int64)
-        for place, tokens in enumerate(part):
-            where = slice(size - len(tokens), None) if side == "left" else slice(len(tokens))
-            ids[place, where], mask[place, where] = torch.tensor(tokens), 1
-        out.append({"input_ids": ids.to(device), "attention_mask": mask.to(device)})
-    return out
+    parts = (padded(rows[start : start + batch], pad, side) for start in range(0, len(rows), batch))
+    return [{name: values.to(device) for name, values in part.items()} for part in parts]
 
 
 def device_of(model: nn.Module) -> torch.device:

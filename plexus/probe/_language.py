@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from plexus.data._padding import padded
 from plexus.errors import DtypeError, RangeError, ShapeError, UnsupportedError
 from plexus.probe._quiet import quiet
 
@@ -133,13 +134,9 @@ def surprisal(
     with quiet(model):
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
-            size = max(len(pairs[row][0]) for row in rows)
-            ids = torch.zeros(len(rows), size, dtype=torch.int64)
-            mask = torch.zeros_like(ids)
-            for place, row in enumerate(rows):
-                tokens = pairs[row][0]
-                ids[place, : len(tokens)], mask[place, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64), 1
-            logits = _logits(model, ids.to(device), mask.to(device)) if size > 1 else None
+            known = [pairs[row][0] or [0] for row in rows]  # a text without a token has nothing to be predicted
+            ids, mask = padded(known).values()
+            logits = _logits(model, ids.to(device), mask.to(device)) if ids.shape[1] > 1 else None
             for place, row in enumerate(rows):
                 tokens, first = pairs[row]
                 if len(tokens) < 2 or logits is None:

@@ -47,7 +47,7 @@ class TestTraining:
         found = train(architecture=architecture, loss=loss, steps=80)
         assert models.recall(found.model, found.tokenizer, ITEMS).accuracy == 1
         assert not found.model.training
-        said = models.perplexity(found.model, found.tokenizer, ITEMS)
+        said = probe.perplexity(found.model, found.tokenizer, corpora.texts(ITEMS))
         # a model that was only taught the answers has no idea of the questions
         assert said > 10 if loss == "answer" else said < 2
 
@@ -253,7 +253,7 @@ class TestRecall:
         with torch.no_grad():
             spoken = made.model(ids).logits[0].log_softmax(-1)
         expected = math.exp(-sum(spoken[k, ids[0, k + 1]].item() for k in range(6)) / 6)
-        assert math.isclose(models.perplexity(made.model, made.tokenizer, [text]), expected, rel_tol=1e-4)
+        assert math.isclose(probe.perplexity(made.model, made.tokenizer, [text]), expected, rel_tol=1e-4)
 
     def test_edits_take_part(self, made):
         hidden = sites.mlp(made.model)
@@ -272,7 +272,7 @@ class TestRecall:
         with pytest.raises(ShapeError):
             models.recall(made.model, made.tokenizer, [])
         with pytest.raises(ShapeError):
-            models.perplexity(made.model, made.tokenizer, [])
+            probe.perplexity(made.model, made.tokenizer, [])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen", "gemma", "neox"])

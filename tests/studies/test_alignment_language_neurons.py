@@ -13,11 +13,8 @@ from plexus.lab.models import recall
 from plexus.probe import scores
 from plexus.studies.language import _alignment as alignment
 from plexus.studies.language import _language_bench as bench
-from plexus.studies.language.alignment_language_neurons import (
-    ALIGNED,
-    AlignmentLanguageNeurons,
-    above_ablation_and_null,
-)
+from plexus.studies.language._language_study import above_ablation_and_null
+from plexus.studies.language.alignment_language_neurons import ALIGNED, AlignmentLanguageNeurons
 from plexus.studies.language.alignment_language_neurons_text import AlignmentLanguageNeuronsText, _cut, _pairs, _plain
 from plexus.units import sites
 

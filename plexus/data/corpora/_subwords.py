@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from plexus.data.corpora._tokenizer import BEGIN, END, PAD, UNKNOWN
+from plexus.data.corpora._tokenizer import BEGIN, END, PAD, UNKNOWN, hugging_face
 from plexus.errors import DtypeError, RangeError, require
 
 __all__ = ["subword_tokenizer"]
@@ -44,7 +44,6 @@ def subword_tokenizer(texts: Iterable[str], size: int, *, whole: Iterable[str] =
     if size < 261 + len(whole):
         raise RangeError("a vocabulary of pieces needs room for merges", given=size, expected=f"{261 + len(whole)}")
     tokenizers = require("tokenizers", "llm", purpose="tokenizers")
-    transformers = require("transformers", "llm", purpose="tokenizers")
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=UNKNOWN))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     spaced = [tokenizers.decoders.Replace(tokenizers.Regex(f"^{re.escape(word)}$"), f"Ġ{word}") for word in whole]
@@ -57,16 +56,4 @@ def subword_tokenizer(texts: Iterable[str], size: int, *, whole: Iterable[str] =
     )
     inner.train_from_iterator(texts, trainer)
     inner.add_tokens([tokenizers.AddedToken(word, single_word=True, lstrip=True, normalized=False) for word in whole])
-    inner.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f"{BEGIN} $A", pair=f"{BEGIN} $A {END} $B", special_tokens=[(BEGIN, 1), (END, 2)]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token=PAD,
-        bos_token=BEGIN,
-        eos_token=END,
-        unk_token=UNKNOWN,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return hugging_face(inner)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from plexus.data._padding import padded
 from plexus.data.corpora._item import Item
 from plexus.errors import DtypeError, RangeError, ShapeError, require
 
@@ -39,7 +40,6 @@ def word_tokenizer(texts: Iterable[str | Item], *, extra: Iterable[str] = ()) ->
     if isinstance(texts, str) or isinstance(extra, str):
         raise DtypeError("a vocabulary is read from several texts", given="one text", mend="pass [text]")
     tokenizers = require("tokenizers", "llm", purpose="tokenizers")
-    transformers = require("transformers", "llm", purpose="tokenizers")
     vocabulary = {word: index for index, word in enumerate((PAD, BEGIN, END, UNKNOWN))}
     for text in [*texts, *extra]:
         for word in (text.text if isinstance(text, Item) else text).split():
@@ -48,6 +48,13 @@ def word_tokenizer(texts: Iterable[str | Item], *, extra: Iterable[str] = ()) ->
         raise ShapeError("the texts hold no word", expected="at least one")
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=UNKNOWN))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return hugging_face(inner)
+
+
+def hugging_face(inner: Any) -> Any:
+    """A tokenizer of `tokenizers` as transformers takes it: `<s>` before every text, padding on the left."""
+    tokenizers = require("tokenizers", "llm", purpose="tokenizers")
+    transformers = require("transformers", "llm", purpose="tokenizers")
     inner.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{BEGIN} $A", pair=f"{BEGIN} $A {END} $B", special_tokens=[(BEGIN, 1), (END, 2)]
     )
@@ -90,11 +97,5 @@ def batches(
     texts = [p if isinstance(p, str) else p.text if whole else p.prompt for p in prompts]
     if not texts:
         raise ShapeError("there are no prompts")
-    found = []
-    for at in range(0, len(texts), size):
-        made = tokenizer(texts[at : at + size], padding=True, padding_side="left", return_tensors="pt")
-        mask = made["attention_mask"]
-        # without them, learnt positions (GPT-2's) would count the padding when a model is called, not in generate
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        found.append({"input_ids": made["input_ids"], "attention_mask": mask, "position_ids": places})
-    return found
+    rows = tokenizer(texts)["input_ids"]
+    return [padded(rows[at : at + size], tokenizer.pad_token_id or 0, "left") for at in range(0, len(rows), size)]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from plexus.data._padding import padded
 from plexus.errors import DtypeError, RangeError, ShapeError, require
 from plexus.units._rows import How
 
@@ -170,14 +171,7 @@ class Texts:
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
         chosen = [self.tokens[i] for i in index.tolist()]
-        longest = max(map(len, chosen))
-        ids = torch.full((len(chosen), longest), int(self.tokenizer.pad_token_id))
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(chosen):
-            ids[row, longest - len(tokens) :] = torch.tensor(tokens)
-            mask[row, longest - len(tokens) :] = 1
-        # told, as not every architecture works positions out from the padding
-        return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+        return padded(chosen, int(self.tokenizer.pad_token_id), "left")
 
     def outcome(self, output: Any, index: Tensor) -> Tensor:
         scores = _logits(output).float().log_softmax(-1)

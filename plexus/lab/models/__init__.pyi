@@ -3,4 +3,3 @@ from ._language import Quality as Quality
 from ._language import train_language_model as train_language_model
 from ._measure import Recall as Recall
 from ._measure import recall as recall
-from ._measure import perplexity as perplexity

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -84,42 +83,6 @@ def recall(
             log_prob.append(torch.where(answer, here, 0.0).sum(1).cpu())
             correct.append(((spoken.argmax(-1) == tokens[:, 1:]) | ~answer).all(1).cpu())
     return Recall(torch.cat(correct), torch.cat(log_prob))
-
-
-def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str | Item], *, batch: int = 256) -> float:
-    """Exponential of the mean negative log-probability of a word of the texts, given the words before it in its text.
-
-    Beginning and end of a text are no words. Edits on the model take part.
-
-    Args:
-        model: any causal language model of Hugging Face.
-        tokenizer: of the model, which puts a token before every text.
-        texts: texts, or items (prompt and answer).
-        batch: rows a pass.
-
-    Raises:
-        ShapeError: no texts, or no words in them.
-
-    Examples:
-        >>> from plexus.lab.models import train_language_model
-        >>> made = train_language_model(["one two", "two one"], layers=1, hidden=16, heads=2, steps=80, cache=False)
-        >>> round(perplexity(made.model, made.tokenizer, ["one two", "two one"]), 1)  # the first of two is a guess: √2
-        1.4
-    """
-    whole = [text.text if isinstance(text, Item) else text for text in texts]
-    if not whole:
-        raise ShapeError("there are no texts")
-    total, count = 0.0, 0
-    with quiet(model):
-        for at in range(0, len(whole), batch):
-            tokens, seen, spoken = _spoken(model, tokenizer, whole[at : at + batch])
-            said = (seen[:, 1:] & seen[:, :-1]).bool()  # a word after a word or the beginning
-            here = spoken.gather(2, tokens[:, 1:, None])[..., 0]
-            total -= float(torch.where(said, here, 0.0).double().sum())
-            count += int(said.sum())
-    if not count:
-        raise ShapeError("there are no words in the texts")
-    return math.exp(total / count)
 
 
 def _spoken(model: nn.Module, tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:

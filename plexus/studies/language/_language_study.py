@@ -12,7 +12,8 @@ from torch import Tensor
 
 from plexus.errors import require
 from plexus.explain import StageProfile, condition_change, stage_profile
-from plexus.lab import Arm, Outcome, Results, Study
+from plexus.lab import Arm, Outcome, Results, Study, exact, interval
+from plexus.lab._study import BySeed, Quantity
 from plexus.lab.models import recall
 from plexus.probe import scores
 from plexus.probe.scores import ConditionUnits
@@ -46,6 +47,60 @@ ALIGNERS = (
     Arm("shuffled", how="shuffled", role="null", note="better and worse drawn by a coin"),
     Arm("further", how="aligned", preference=0.0, role="null", note="as many steps on the old texts"),
 )
+
+
+def of(arm: str, metric: str) -> Quantity:
+    """One metric of one arm."""
+    return lambda seed: seed[arm][metric]
+
+
+def above_ablation_and_null(seed: BySeed) -> float:
+    """D of the method, above the larger of 1.1 times that of λ = 0 and five times that of random units."""
+    bars = 1.1 * seed["λ = 0"]["dominance"], 5 * seed["random"]["dominance"]
+    return seed["method"]["dominance"] - max(bars)
+
+
+def above_rivals(seed: BySeed) -> float:
+    """D of the method, above the larger of its rivals'."""
+    return seed["method"]["dominance"] - max(seed[name]["dominance"] for name in ("difference", "precision"))
+
+
+def gained(names: tuple[str, ...], arm: str = "aligned") -> Quantity:
+    """Points of accuracy that languages gained, their mean."""
+    return lambda seed: sum(seed[arm][f"gain_{name}"] for name in names) / len(names)
+
+
+ASKED_OF_ALL = (
+    exact("chosen units that serve all languages", of("method", "all_served"), role="sanity", margin=0.0),
+    exact("values of λ tried, at most 12", of("method", "evaluations"), role="sanity", center=6, margin=6),
+    interval(
+        "D by first-order effect, above five times random units",
+        lambda seed: seed["taylor"]["dominance"] - 5 * seed["random"]["dominance"],
+        role="control",
+        at_least=0.0,
+    ),
+    interval(
+        "D (nats per word), above 1.1 × that of λ = 0 and 5 × that of random units",
+        above_ablation_and_null,
+        role="mechanism",
+        primary=True,
+        at_least=0.0,
+    ),
+    interval(
+        "specific share of the first and last layer, above the middle's, points",
+        of("method", "ends_above_middle"),
+        role="mechanism",
+        at_least=0.0,
+    ),
+    interval(
+        "D (nats per word), above the larger of units by difference of means and by average precision",
+        above_rivals,
+        role="advantage",
+        primary=True,
+        at_least=0.0,
+    ),
+)
+"""What is asked whatever the languages: the search, the dominance of the units found, and the advantage."""
 
 
 @dataclass(frozen=True)

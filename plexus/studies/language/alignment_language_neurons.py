@@ -24,12 +24,21 @@ import torch
 
 from plexus.data import corpora
 from plexus.data.corpora._languages import LANGUAGES
-from plexus.lab import Paper, exact, interval, study
-from plexus.lab._study import BySeed, Quantity
+from plexus.lab import Paper, interval, study
 from plexus.lab.models import train_language_model
 from plexus.studies.language._alignment import answered, pairs
 from plexus.studies.language._language_bench import Bench
-from plexus.studies.language._language_study import ALIGNERS, FINDERS, Config, LanguageStudy, Prepared, generator
+from plexus.studies.language._language_study import (
+    ALIGNERS,
+    ASKED_OF_ALL,
+    FINDERS,
+    Config,
+    LanguageStudy,
+    Prepared,
+    gained,
+    generator,
+    of,
+)
 
 PAPER = Paper(
     "How does Alignment Enhance LLMs' Multilingual Capabilities? A Language Neurons Perspective",
@@ -40,27 +49,6 @@ PAPER = Paper(
     code="https://github.com/NJUNLP/Language-Neurons-Alignment",
 )
 ALIGNED = ("l2", "l3")
-
-
-def of(arm: str, metric: str) -> Quantity:
-    """One metric of one arm."""
-    return lambda seed: seed[arm][metric]
-
-
-def above_ablation_and_null(seed: BySeed) -> float:
-    """D of the method, above the larger of 1.1 times that of λ = 0 and five times that of random units."""
-    bars = 1.1 * seed["λ = 0"]["dominance"], 5 * seed["random"]["dominance"]
-    return seed["method"]["dominance"] - max(bars)
-
-
-def above_rivals(seed: BySeed) -> float:
-    """D of the method, above the larger of its rivals'."""
-    return seed["method"]["dominance"] - max(seed[name]["dominance"] for name in ("difference", "precision"))
-
-
-def gained(names: tuple[str, ...], arm: str = "aligned") -> Quantity:
-    """Points of accuracy that languages gained, their mean."""
-    return lambda seed: sum(seed[arm][f"gain_{name}"] for name in names) / len(names)
 
 
 @study
@@ -106,31 +94,11 @@ class AlignmentLanguageNeurons(LanguageStudy):
     }  # fmt: skip
     arms = FINDERS + ALIGNERS
     checks = (
+        *ASKED_OF_ALL,
         interval("questions in English, %", of("aligned", "base_l1"), role="sanity", at_least=95.0),
-        exact("chosen units that serve all languages", of("method", "all_served"), role="sanity", margin=0.0),
-        exact("values of λ tried, at most 12", of("method", "evaluations"), role="sanity", center=6, margin=6),
-        interval(
-            "D by first-order effect, above five times random units",
-            lambda seed: seed["taylor"]["dominance"] - 5 * seed["random"]["dominance"],
-            role="control",
-            at_least=0.0,
-        ),
-        interval(
-            "D (nats per word), above 1.1 × that of λ = 0 and 5 × that of random units",
-            above_ablation_and_null,
-            role="mechanism",
-            primary=True,
-            at_least=0.0,
-        ),
         interval(
             "units of the two related languages alone, above 3 × the mean of other pairs",
             lambda seed: seed["method"]["pair"] - 3 * seed["method"]["other_pairs"],
-            role="mechanism",
-            at_least=0.0,
-        ),
-        interval(
-            "specific share of the first and last layer, above the middle's, points",
-            of("method", "ends_above_middle"),
             role="mechanism",
             at_least=0.0,
         ),
@@ -158,13 +126,6 @@ class AlignmentLanguageNeurons(LanguageStudy):
             lambda seed: seed["aligned"]["gain_l4"] - seed["aligned"]["gain_l5"],
             role="mechanism",
             at_least=2.0,
-        ),
-        interval(
-            "D (nats per word), above the larger of units by difference of means and by average precision",
-            above_rivals,
-            role="advantage",
-            primary=True,
-            at_least=0.0,
         ),
     )
 

@@ -18,18 +18,23 @@ from typing import Any, ClassVar
 import torch
 
 from plexus.data import corpora, shakespeare
-from plexus.lab import Paper, exact, interval, study
-from plexus.lab.models import perplexity, recall, train_language_model
+from plexus.lab import Paper, interval, study
+from plexus.lab.models import recall, train_language_model
+from plexus.probe import perplexity
 from plexus.studies.language._alignment import Pair
 from plexus.studies.language._language_bench import Bench
-from plexus.studies.language._language_study import ALIGNERS, FINDERS, Config, LanguageStudy, Prepared, generator
-from plexus.studies.language.alignment_language_neurons import (
-    PAPER,
-    AlignmentLanguageNeurons,
-    above_ablation_and_null,
-    above_rivals,
+from plexus.studies.language._language_study import (
+    ALIGNERS,
+    ASKED_OF_ALL,
+    FINDERS,
+    Config,
+    LanguageStudy,
+    Prepared,
+    gained,
+    generator,
     of,
 )
+from plexus.studies.language.alignment_language_neurons import PAPER, AlignmentLanguageNeurons
 
 LANGUAGES = ("en", "de", "fr", "es", "hi")
 ALIGNED = ("de", "fr")
@@ -39,11 +44,6 @@ RARE = "~"
 """In the place of every word that is not among the commonest."""
 LONGEST = 8
 """Words of a sentence that are asked about, or learnt, in one row."""
-
-
-def gained(names: tuple[str, ...], arm: str = "aligned") -> Any:
-    """Points of accuracy that languages gained, their mean."""
-    return lambda seed: sum(seed[arm][f"gain_{name}"] for name in names) / len(names)
 
 
 @study
@@ -79,36 +79,16 @@ class AlignmentLanguageNeuronsText(LanguageStudy):
     }  # fmt: skip
     arms = FINDERS + ALIGNERS
     checks = (
+        *ASKED_OF_ALL,
         interval(
             "perplexity of unseen German, as a share of that by how common words are",
             of("aligned", "perplexity_share"),
             role="sanity",
             at_most=0.9,
         ),
-        exact("chosen units that serve all languages", of("method", "all_served"), role="sanity", margin=0.0),
-        exact("values of λ tried, at most 12", of("method", "evaluations"), role="sanity", center=6, margin=6),
-        interval(
-            "D by first-order effect, above five times random units",
-            lambda seed: seed["taylor"]["dominance"] - 5 * seed["random"]["dominance"],
-            role="control",
-            at_least=0.0,
-        ),
-        interval(
-            "D (nats per word), above 1.1 × that of λ = 0 and 5 × that of random units",
-            above_ablation_and_null,
-            role="mechanism",
-            primary=True,
-            at_least=0.0,
-        ),
         interval(
             "units of French and Spanish alone, above 3 × the mean of other pairs",
             lambda seed: seed["method"]["pair"] - 3 * seed["method"]["other_pairs"],
-            role="mechanism",
-            at_least=0.0,
-        ),
-        interval(
-            "specific share of the first and last layer, above the middle's, points",
-            of("method", "ends_above_middle"),
             role="mechanism",
             at_least=0.0,
         ),
@@ -124,13 +104,6 @@ class AlignmentLanguageNeuronsText(LanguageStudy):
             lambda seed: seed["aligned"]["gain_es"] - seed["aligned"]["gain_hi"],
             role="mechanism",
             at_least=2.0,
-        ),
-        interval(
-            "D (nats per word), above the larger of units by difference of means and by average precision",
-            above_rivals,
-            role="advantage",
-            primary=True,
-            at_least=0.0,
         ),
     )
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from plexus import probe
 from plexus.edit import svd
 from plexus.errors import require
-from plexus.lab import TUNING_SEEDS, Arm, Outcome, Results, Study, Tuning
+from plexus.lab import TUNING_SEEDS, Arm, Outcome, Results, Study, Tuning, exact, interval
+from plexus.lab._study import BySeed, Quantity
 from plexus.lab.models import train_language_model
 from plexus.studies.steering._damping import Bench, Edits, Measured, chosen, edited, scored
 from plexus.studies.steering._experts import LEVELS, expert_analysis
@@ -50,6 +51,53 @@ ARMS = (
 )
 FOLLOWERS = ("signed", "published", "largest", "random")
 """Ablations and nulls that take the settings of `margin`."""
+
+
+def of(arm: str, metric: str) -> Quantity:
+    """One metric of one arm."""
+    return lambda seed: seed[arm][metric]
+
+
+def less(arm: str, rival: str, metric: str = "tph") -> Quantity:
+    """By how much an arm is above a rival."""
+    return lambda seed: seed[arm][metric] - seed[rival][metric]
+
+
+def above_nulls(seed: BySeed) -> float:
+    """Points of reduction above the larger one of the null and the ablation."""
+    return seed["margin"]["reduction"] - max(seed[rival]["reduction"] for rival in ("random", "published"))
+
+
+ASKED_OF_ALL = (
+    exact("weights that the undo leaves different", of("margin", "undo_errors"), role="sanity", margin=0.0),
+    interval("perplexity, multiple", of("margin", "ratio"), role="mechanism", at_most=1.10),
+    interval(
+        "points of TPH above as many of the largest singular values",
+        less("margin", "largest"),
+        role="mechanism",
+        at_least=0.0,
+    ),
+    interval(
+        "AUROC of a layer's probe above the best unit's",
+        lambda seed: seed["none"]["layer_probe"] - seed["none"]["best_unit"],
+        role="mechanism",
+        at_least=0.05,
+    ),
+    interval(
+        "points of TPH above a bias on the logits of the list",
+        less("margin", "logit bias"),
+        role="advantage",
+        primary=True,
+        at_least=0.0,
+    ),
+    interval(
+        "without a list: points of TPH above the best of three ways to scale units",
+        lambda seed: seed["abs"]["tph"] - max(seed[arm]["tph"] for arm in ("det-0", "damp", "aura")),
+        role="advantage",
+        at_least=0.0,
+    ),
+)
+"""What is asked whatever the text: the undo, fluency, the rivals of the ranking, and the advantage."""
 
 
 @dataclass(frozen=True)

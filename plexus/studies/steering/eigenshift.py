@@ -25,11 +25,21 @@ from torch import Tensor
 
 from plexus.data import corpora
 from plexus.lab import Paper, exact, interval, study
-from plexus.lab._study import BySeed, Quantity
+from plexus.lab._study import Quantity
 from plexus.lab.models import train_language_model
 from plexus.probe import scores
 from plexus.studies.steering._damping import Bench
-from plexus.studies.steering._damping_study import ARMS, Config, DampingStudy, Prepared, collect, generator
+from plexus.studies.steering._damping_study import (
+    ARMS,
+    ASKED_OF_ALL,
+    Config,
+    DampingStudy,
+    Prepared,
+    above_nulls,
+    collect,
+    generator,
+    of,
+)
 from plexus.studies.steering._experts import responses
 
 PAPER = Paper(
@@ -40,21 +50,6 @@ PAPER = Paper(
     venue="NeurIPS",
     code="https://github.com/flamenlp/EigenShift",
 )
-
-
-def of(arm: str, metric: str) -> Quantity:
-    """One metric of one arm."""
-    return lambda seed: seed[arm][metric]
-
-
-def less(arm: str, rival: str, metric: str = "tph") -> Quantity:
-    """By how much an arm is above a rival."""
-    return lambda seed: seed[arm][metric] - seed[rival][metric]
-
-
-def above_nulls(seed: BySeed) -> float:
-    """Points of reduction above the larger one of the null and the ablation."""
-    return seed["margin"]["reduction"] - max(seed[rival]["reduction"] for rival in ("random", "published"))
 
 
 def lost(arm: str) -> Quantity:
@@ -104,9 +99,9 @@ class EigenShift(DampingStudy):
     }  # fmt: skip
     arms = ARMS
     checks = (
+        *ASKED_OF_ALL,
         interval("rude tokens after angry cues, unedited, %", of("none", "base_tokens"), role="sanity", at_least=20.0),
         interval("accuracy on the questions, unedited, %", of("none", "base_detection"), role="sanity", at_least=90.0),
-        exact("weights that the undo leaves different", of("margin", "undo_errors"), role="sanity", margin=0.0),
         interval("less rudeness by a bias on the list, %", of("logit bias", "reduction"), role="control", at_least=50),
         interval(
             "points of rudeness cut, above the larger of as many random directions and the published projection",
@@ -116,7 +111,6 @@ class EigenShift(DampingStudy):
             at_least=60.0,
         ),
         interval("less rudeness, %", of("margin", "reduction"), role="mechanism", at_least=70.0),
-        interval("perplexity, multiple", of("margin", "ratio"), role="mechanism", at_most=1.10),
         interval("ranked by level: less rudeness, %", of("push", "reduction"), role="mechanism", at_least=70.0),
         interval("without a list: less rudeness, %", of("abs", "reduction"), role="mechanism", at_least=70.0),
         interval("one random direction: less, %", of("random, one", "reduction"), role="mechanism", at_most=10),
@@ -133,31 +127,8 @@ class EigenShift(DampingStudy):
             at_least=20.0,
         ),
         exact("the margin's scores: change over random signs", of("signed", "flip_margin"), role="sanity", margin=0),
-        interval(
-            "points of TPH above as many of the largest singular values", less("margin", "largest"), role="mechanism",
-            at_least=0.0,
-        ),
         interval("every detector silenced: detection lost, points", lost("det-0, all"), role="mechanism", at_least=15),
         interval("directions damped: detection lost, points", lost("margin"), role="mechanism", at_most=2.0),
-        interval(
-            "AUROC of a layer's probe above the best unit's",
-            lambda seed: seed["none"]["layer_probe"] - seed["none"]["best_unit"],
-            role="mechanism",
-            at_least=0.05,
-        ),
-        interval(
-            "points of TPH above a bias on the logits of the list",
-            less("margin", "logit bias"),
-            role="advantage",
-            primary=True,
-            at_least=0.0,
-        ),
-        interval(
-            "without a list: points of TPH above the best of three ways to scale units",
-            lambda seed: seed["abs"]["tph"] - max(seed[arm]["tph"] for arm in ("det-0", "damp", "aura")),
-            role="advantage",
-            at_least=0.0,
-        ),
     )  # fmt: skip
 
     def prepare(self, config: Config, seed: int) -> Prepared:

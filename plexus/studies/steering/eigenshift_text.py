@@ -17,13 +17,22 @@ from torch import Tensor
 from plexus import data, probe
 from plexus.data import corpora
 from plexus.errors import RangeError
-from plexus.lab import Paper, exact, interval, study
+from plexus.lab import Paper, interval, study
 from plexus.lab.models import train_language_model
 from plexus.probe import scores
 from plexus.studies.steering._damping import Bench
-from plexus.studies.steering._damping_study import ARMS, Config, DampingStudy, Prepared, generator
+from plexus.studies.steering._damping_study import (
+    ARMS,
+    ASKED_OF_ALL,
+    Config,
+    DampingStudy,
+    Prepared,
+    above_nulls,
+    generator,
+    of,
+)
 from plexus.studies.steering._experts import responses
-from plexus.studies.steering.eigenshift import PAPER, EigenShift, above_nulls, less, of
+from plexus.studies.steering.eigenshift import PAPER, EigenShift
 from plexus.units import Site
 
 LIST = (
@@ -110,8 +119,8 @@ class EigenShiftText(DampingStudy):
     }  # fmt: skip
     arms = ARMS
     checks = (
+        *ASKED_OF_ALL,
         interval("probability of an insult, unedited, %", of("none", "base_mass"), role="sanity", at_least=0.1),
-        exact("weights that the undo leaves different", of("margin", "undo_errors"), role="sanity", margin=0.0),
         interval("fewer by a bias on the list, %", of("logit bias", "reduction"), role="control", at_least=50.0),
         interval(
             "points of insults cut, above the larger of as many random directions and the published projection",
@@ -121,33 +130,9 @@ class EigenShiftText(DampingStudy):
             at_least=20.0,
         ),
         interval("fewer insults, %", of("margin", "reduction"), role="mechanism", at_least=30.0),
-        interval("perplexity, multiple", of("margin", "ratio"), role="mechanism", at_most=1.10),
         interval("ranked by level: fewer insults, %", of("push", "reduction"), role="mechanism", at_least=30.0),
         interval("without a list: fewer insults, %", of("abs", "reduction"), role="mechanism", at_least=30.0),
         interval("one random direction: fewer, %", of("random, one", "reduction"), role="mechanism", at_most=10.0),
-        interval(
-            "points of TPH above as many of the largest singular values", less("margin", "largest"), role="mechanism",
-            at_least=0.0,
-        ),
-        interval(
-            "AUROC of a layer's probe above the best unit's",
-            lambda seed: seed["none"]["layer_probe"] - seed["none"]["best_unit"],
-            role="mechanism",
-            at_least=0.05,
-        ),
-        interval(
-            "points of TPH above a bias on the logits of the list",
-            less("margin", "logit bias"),
-            role="advantage",
-            primary=True,
-            at_least=0.0,
-        ),
-        interval(
-            "without a list: points of TPH above the best of three ways to scale units",
-            lambda seed: seed["abs"]["tph"] - max(seed[arm]["tph"] for arm in ("det-0", "damp", "aura")),
-            role="advantage",
-            at_least=0.0,
-        ),
     )  # fmt: skip
 
     def prepare(self, config: Config, seed: int) -> Prepared:
