@@ -154,7 +154,8 @@ class Collector:
         flat = (flat.clone() if rows.keep is None else flat[rows.keep.to(flat.device)]).cpu()
         passes = self._passes[site]
         table = _table(rows, visit, passes.setdefault(visit.run.index, len(passes)))
-        if self.finite and flat.is_floating_point() and not bool(flat.isfinite().all()):
+        # a finite sum has finite terms, and adding is cheaper than looking at each; if it overflows, they are looked at
+        if self.finite and flat.is_floating_point() and not math.isfinite(flat.sum()) and not flat.isfinite().all():
             self._complain(site, flat, table)
         if self.pool:
             self._pools[site].add(flat, table)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# kinds of nearly all attributes of modules: told apart without asking Tensor, whose isinstance is slow
+# kinds of nearly all attributes of modules, which hold no tensors: asking Tensor, whose isinstance is slow, is saved
 _PLAIN = frozenset({type(None), bool, int, float, str, dict, set, OrderedDict, torch.device, torch.dtype, torch.Size})
 
 
@@ -62,7 +62,11 @@ class _ModuleState:
     def __init__(self, module: nn.Module) -> None:
         self.module, self.training = module, module.training
         self.buffers = {name: (value, _copies(value)) for name, value in module._buffers.items()}
-        self.attributes = {name: (value, _copies(value)) for name, value in vars(module).items() if _holds(value)}
+        self.attributes = {
+            name: (value, _copies(value))
+            for name, value in vars(module).items()
+            if type(value) not in _PLAIN and _holds(value)
+        }
         self.empty = [name for name, value in vars(module).items() if value is None]
         self.names = set(vars(module))
 
@@ -77,14 +81,13 @@ class _ModuleState:
         for name in self.empty:
             if _holds(attributes.get(name)):
                 attributes[name] = None
-        for name in [name for name, value in attributes.items() if name not in self.names and _holds(value)]:
-            del attributes[name]
+        if attributes.keys() != self.names:
+            for name in [name for name, value in attributes.items() if name not in self.names and _holds(value)]:
+                del attributes[name]
 
 
 def _holds(value: Any) -> bool:
     """Whether a value is a tensor, or a tuple or list of tensors, as hidden states are."""
-    if type(value) in _PLAIN:
-        return False
     parts = value if isinstance(value, tuple | list) else [value]
     return len(parts) > 0 and all(isinstance(part, Tensor) and not isinstance(part, nn.Parameter) for part in parts)
 
