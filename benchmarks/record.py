@@ -3,8 +3,9 @@
     python benchmarks/record.py [--json] [--rounds 7] [--threads 2] [--peers .venv-language-peers]
 
 All read the same Llama of random weights and the same prompts, and keep the units of the last token of each prompt. The
-floor is the forward passes alone; `plain hooks` is what a user would write by hand: a forward hook per layer. Each
-round times every contender in turn. The numbers must be equal: `difference` is the largest one to ours.
+floor is the forward passes alone; `stop_early` ends a pass after the last layer's MLP, as nnsight does unasked; `plain
+hooks` is what a user would write by hand: a forward hook per layer. Each round times every contender in turn. The
+numbers must be equal: `difference` is the largest one to ours.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ def contenders(model: torch.nn.Module, size: Size):
         record = px.probe.record(model, batches, at=at, pool="last")
         return torch.stack([record[site] for site in at])
 
+    def stopping_early() -> torch.Tensor:
+        record = px.probe.record(model, batches, at=at, pool="last", stop_early=True)
+        return torch.stack([record[site] for site in at])
+
     def plain_hooks() -> torch.Tensor:
         found: list[list[torch.Tensor]] = [[] for _ in at]
         handles = [
@@ -51,7 +56,12 @@ def contenders(model: torch.nn.Module, size: Size):
             for batch in batches:
                 model(batch)
 
-    return {"plexus": plexus, "plain hooks": plain_hooks, "forward alone": forward_alone}
+    return {
+        "plexus": plexus,
+        "plexus, stop_early": stopping_early,
+        "plain hooks": plain_hooks,
+        "forward alone": forward_alone,
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,8 +10,9 @@ from torch import nn
 from plexus.errors import DtypeError
 from plexus.probe._batches import Forward, each_batch
 from plexus.probe._collect import Positions
-from plexus.probe._record import BUDGET, SHARD, Loss, record
+from plexus.probe._record import BUDGET, Loss, record
 from plexus.probe._sizes import ROW, Estimate, count_of, sized
+from plexus.probe._store import SHARD
 from plexus.units import Site
 from plexus.units._rows import How
 

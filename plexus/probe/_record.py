@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
-import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,7 +18,6 @@ from torch import Tensor, nn
 
 from plexus.errors import (
     DtypeError,
-    PlexusError,
     RangeError,
     ShapeError,
     SiteError,
@@ -33,14 +28,13 @@ from plexus.probe._batches import Forward, each_batch, labels_in, refuse_nan, ru
 from plexus.probe._collect import POSITIONS, Collector, Positions
 from plexus.probe._progress import length, tracked
 from plexus.probe._quiet import quiet, state_kept
-from plexus.probe._sizes import ROW, announce, count_of
-from plexus.probe._taps import Look, Slope
+from plexus.probe._sizes import count_of
+from plexus.probe._store import Store
+from plexus.probe._taps import Ending, Look, PassEnded, Slope
 from plexus.units import Recording, Site, Table, attach, fingerprint
 from plexus.units._recording import Labels, check_labels
 from plexus.units._rows import How
-from plexus.units._shards import Shards, ShardWriter
 
-SHARD = 64 * 2**20  # bytes of rows gathered before a shard is written
 BUDGET = 2 * 2**30
 
 Loss = Callable[[Any, Any], Tensor]
@@ -59,6 +53,7 @@ def record(
     forward: Forward | None = None,
     generate: Mapping[str, Any] | bool | None = None,
     before_batch: Callable[[nn.Module], object] | None = None,
+    stop_early: bool = False,
     budget: int | None = BUDGET,
     spill: str | os.PathLike[str] | None = None,
     nonfinite: Literal["refuse", "keep"] = "refuse",
@@ -80,6 +75,8 @@ def record(
         generate: run `model.generate` with these arguments (`True`: with none) token by token.
         before_batch: called with the model before each batch. Every batch starts from the buffers and tensor attributes
             that the model has now; this is for networks that keep state elsewhere.
+        stop_early: end each pass after its last site, so that what lies behind is not computed. The first batch runs
+            whole and shows how often each site is visited: only for models that do so equally often in every batch.
         budget: bytes of rows held in memory; beyond it, rows go to disk. None: no limit.
         spill: a new folder for the rows; they then go there from the start, and stay. Without it rows over the budget
             go to a temporary folder that lives as long as the recording.
@@ -96,7 +93,7 @@ def record(
         RangeError: NaN in a batch, NaN or infinity at a site.
         SiteError: no site, or one that the model does not have; `SiteNotReached` for one that it never came by.
         DeviceError, DtypeError: the batch lies elsewhere or is of another dtype than the model.
-        UnsupportedError: gradients of generation.
+        UnsupportedError: gradients of generation; `stop_early` with either of them, which need the whole pass.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -117,12 +114,13 @@ def record(
         forward=forward,
         generate=_generation(model, generate, grad),
         before_batch=before_batch,
+        ending=_ending(stop_early, grad, generate),
         finite=_finite(nonfinite),
     )
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
         raise RangeError("the budget is a number of bytes", given=budget, expected="a positive int, or None")
     limit = None if labels is None else _count(labels)
-    store = _Store(options, fingerprint(model), budget, spill)
+    store = Store(options.sites, pool, fingerprint(model), budget, spill)
     samples, seen = 0, []
     with store, quiet(model, grad=grad is not None), _Session(model, options) as session:
         for number, batch in enumerate(tracked(each_batch(batches), "recording", length(batches), progress)):
@@ -155,6 +153,7 @@ def stream(
     forward: Forward | None = None,
     generate: Mapping[str, Any] | bool | None = None,
     before_batch: Callable[[nn.Module], object] | None = None,
+    stop_early: bool = False,
     nonfinite: Literal["refuse", "keep"] = "refuse",
 ) -> Iterator[Recording]:
     """Like `record`, one `Recording` per batch, so that only one batch is held; the scores take it in place of one.
@@ -179,6 +178,7 @@ def stream(
         forward=forward,
         generate=_generation(model, generate, grad),
         before_batch=before_batch,
+        ending=_ending(stop_early, grad, generate),
         finite=_finite(nonfinite),
     )
     limit, model_name = None if labels is None else _count(labels), fingerprint(model)
@@ -210,6 +210,7 @@ class Options:
     forward: Forward | None
     generate: Mapping[str, Any] | None
     before_batch: Callable[[nn.Module], object] | None
+    ending: Ending | None
     finite: bool
 
     def __post_init__(self) -> None:
@@ -228,9 +229,9 @@ class _Session:
         self.model, self.options = model, options
         self.collector = options.collector()
         self.slopes = [] if options.grad is None else [Slope(site, options.positions) for site in options.sites]
-        looks = (
-            [Look(site, options.positions, self.collector) for site in options.sites] if options.grad is None else []
-        )
+        looks: list[Look] = []
+        if options.grad is None:
+            looks = [Look(site, options.positions, self.collector, options.ending) for site in options.sites]
         self.attached = attach(model, [*self.slopes, *looks])
 
     def __enter__(self) -> _Session:
@@ -244,12 +245,16 @@ class _Session:
         """Rows of one batch, its samples numbered from `first`, and their count."""
         options = self.options
         self.collector.begin()
+        if options.ending is not None:
+            options.ending.begin()
         if options.finite:
             refuse_nan(batch, number)
         with state_kept(self.model):  # no batch finds what another one left
             if options.before_batch is not None:
                 options.before_batch(self.model)
-            output = run(self.model, batch, options.forward, options.generate)
+            output = None
+            with contextlib.suppress(PassEnded):
+                output = run(self.model, batch, options.forward, options.generate)
             if options.grad is not None:
                 self._differentiate(options.grad(output, batch))
         values, table, count = self.collector.finish(first)
@@ -277,89 +282,6 @@ class _Session:
             slopes = torch.autograd.grad(loss.reshape(()), inputs, allow_unused=True) if inputs else []
         for (site, value, visit, rows), slope in zip(taken, slopes, strict=True):
             self.collector.add(site, torch.zeros_like(value) if slope is None else slope, visit, rows)
-
-
-class _Store:
-    """Rows in memory, or on disk once they are too many."""
-
-    def __init__(self, options: Options, model: str, budget: int | None, spill: str | os.PathLike[str] | None) -> None:
-        self.options, self.model, self.budget = options, model, budget
-        self.values: dict[Site, list[Tensor]] = {site: [] for site in options.sites}
-        self.table: dict[Site, list[Table]] = {site: [] for site in options.sites}
-        self.held = 0
-        self.temporary: str | None = None
-        self.writer: ShardWriter | None = None
-        if spill is not None:
-            self.writer = ShardWriter(spill, list(options.sites), model, options.pool)
-
-    def __enter__(self) -> _Store:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            return
-        if self.temporary is not None:
-            shutil.rmtree(self.temporary, ignore_errors=True)
-        elif self.writer is not None:
-            if not issubclass(kind, PlexusError):
-                with contextlib.suppress(OSError):
-                    self.flush()  # what was recorded until an interruption stays readable
-            if issubclass(kind, PlexusError) or self.writer.count == 0:
-                self.writer.discard()  # refused input leaves nothing
-
-    def add(self, values: dict[Site, Tensor], table: dict[Site, Table]) -> None:
-        for site, value in values.items():
-            if self.values[site] and self.values[site][0].shape[1:] != value.shape[1:]:
-                raise ShapeError(
-                    f"{site} has another number of units in this batch",
-                    given=tuple(value.shape[1:]),
-                    expected=tuple(self.values[site][0].shape[1:]),
-                )
-            self.values[site].append(value)
-            self.table[site].append(table[site])
-            self.held += value.numel() * value.element_size() + ROW * len(value)
-        if self.writer is None and self.budget is not None and self.held > self.budget:
-            self.temporary = tempfile.mkdtemp(prefix="plexus-recording-")
-            self.writer = ShardWriter(self.temporary, list(self.options.sites), self.model, self.options.pool)
-        if self.writer is not None and self.held > min(SHARD, self.budget or SHARD):
-            self.flush()
-
-    def foresee(self, batches: int | None) -> None:
-        """Say what is coming, once the first batch is here, if it will not fit into the budget."""
-        if self.budget is not None and batches is not None and self.writer is None:
-            announce("this recording, more than its budget,", self.held * batches, "on disk", self.budget)
-
-    def flush(self) -> None:
-        if self.writer is None or not self.held:
-            return
-        # the last shapes stay behind as empty tensors, so that later batches are still compared with them
-        self.writer.append(
-            {site: torch.cat(parts) for site, parts in self.values.items() if parts},
-            {site: Table.cat(parts) for site, parts in self.table.items() if parts},
-        )
-        self.values = {site: [part[:0] for part in parts[:1]] for site, parts in self.values.items()}
-        self.table = {site: [part[:0] for part in parts[:1]] for site, parts in self.table.items()}
-        self.held = 0
-
-    def close(self, samples: int, labels: Labels | None) -> Recording:
-        unsent = [str(site) for site, parts in self.values.items() if not parts]
-        if unsent:
-            warnings.warn(f"no token was sent to the experts at {', '.join(unsent[:6])}", stacklevel=3)
-        if self.writer is not None:
-            self.flush()
-            self.writer.close(samples, labels)
-            shards = Shards(self.writer.folder)
-            if self.temporary is not None:
-                weakref.finalize(shards, shutil.rmtree, self.temporary, ignore_errors=True)
-            return Recording._spilled(shards)
-        return Recording(
-            {site: torch.cat(parts) for site, parts in self.values.items() if parts},
-            {site: Table.cat(parts) for site, parts in self.table.items() if parts},
-            samples=samples,
-            labels=labels,
-            model=self.model,
-            pooled=self.options.pool,
-        )
 
 
 def _sites(at: Site | Iterable[Site]) -> tuple[Site, ...]:
@@ -393,6 +315,15 @@ def _generation(
     if not callable(getattr(model, "generate", None)):
         raise UnsupportedError("this model does not generate", given=type(model).__name__, mend="leave out generate=")
     return {} if generate is True else dict(generate)
+
+
+def _ending(stop_early: bool, grad: Loss | None, generate: Mapping[str, Any] | bool | None) -> Ending | None:
+    if not stop_early:
+        return None
+    if grad is not None or generate:
+        whole = "gradients of the loss" if grad is not None else "generation"
+        raise UnsupportedError(f"{whole} need the whole pass", given="stop_early=True", mend="leave out stop_early")
+    return Ending()
 
 
 def _finite(nonfinite: str) -> bool:

@@ -254,6 +254,45 @@ def test_no_batch_finds_the_state_that_another_left():
     assert (model.v == 2).all()
 
 
+class Twice(nn.Module):
+    """Comes by its hidden units twice in a pass, and counts how often it gets to its read-out."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out, self.finished = nn.Linear(4, 4), nn.Linear(4, 2), []
+
+    def forward(self, x):
+        try:
+            output = self.out(torch.tanh(self.hidden(torch.tanh(self.hidden(x)))))
+        except Exception:  # as a model may that falls back on something
+            return None
+        self.finished.append(len(x))
+        return output
+
+
+def test_passes_that_stop_early_record_the_same_and_skip_what_lies_behind():
+    torch.manual_seed(0)
+    model, batches, site = Twice(), list(torch.randn(8, 4).split([3, 3, 2])), Site("hidden", "b u")
+    whole = probe.record(model, batches, site)
+    assert model.finished == [3, 3, 2]
+    model.finished.clear()
+    early = probe.record(model, batches, site, stop_early=True)
+    assert model.finished == [3]  # the first batch shows what a pass visits
+    assert torch.equal(early[site], whole[site])
+    assert early.samples == 8
+    assert torch.equal(early.table[site].call, whole.table[site].call)
+    model.finished.clear()
+    pieces = list(probe.stream(model, batches, [site, Site("hidden", "b u", at="input")], stop_early=True))
+    assert model.finished == [3]
+    assert torch.equal(torch.cat([piece[site] for piece in pieces]), whole[site])
+    assert model(batches[0]).shape == (3, 2)  # the model is as before
+
+
+def test_stopping_early_is_refused_where_the_whole_pass_is_needed():
+    with pytest.raises(UnsupportedError, match="gradients of the loss need the whole pass"):
+        probe.record(mlp(), torch.randn(2, 4), HIDDEN, grad=lambda output, batch: output.sum(), stop_early=True)
+
+
 def test_batches_as_tuples_mappings_and_keyword_only_calls():
     class Keyword(nn.Module):
         def __init__(self):
