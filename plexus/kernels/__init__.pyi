@@ -23,3 +23,4 @@ from ._meta import meta as meta
 from ._event_scatter import scatter_events as scatter_events
 from ._csr import CompressedRows as CompressedRows
 from ._csr import csr_linear as csr_linear
+from ._csr_conv import csr_conv as csr_conv

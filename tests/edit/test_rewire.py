@@ -586,6 +586,56 @@ def test_conversion_leaves_the_model_alone_and_takes_only_what_is_sparse(tiny: C
     torch.testing.assert_close(rewire.densify(fast)(**inputs).logits, masked, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "size"),
+    [
+        (nn.Conv1d, {"stride": 2, "padding": 1}, (21,)),
+        (nn.Conv2d, {"padding": 1}, (9, 11)),
+        (nn.Conv2d, {"stride": (2, 1), "dilation": 2, "groups": 2, "bias": False}, (10, 9)),
+        (nn.Conv2d, {"padding": "same", "dilation": 2}, (8, 7)),
+        (nn.Conv2d, {"padding": (1, 2), "padding_mode": "circular"}, (8, 7)),
+        (nn.Conv3d, {"padding": 1, "padding_mode": "replicate", "stride": 2}, (5, 6, 4)),
+    ],
+)
+def test_sparse_convolutions_compute_the_same_and_come_back(kind: type, options: dict, size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(4, 6, 3, **options), nn.ReLU())
+    rewire.mask_(model, rewire.random_wiring(model, 0.25, generator=seeded()))
+    fast = rewire.sparse_forward(model)
+    assert isinstance(fast[0], rewire.SparseConv)
+    x = torch.randn(3, 4, *size, generator=seeded(1)).requires_grad_()
+    torch.testing.assert_close(fast(x), model(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fast(x[0]), model(x[0]), atol=1e-5, rtol=1e-5)  # without samples
+    grads = [torch.autograd.grad(net(x).square().sum(), x)[0] for net in (fast, model)]
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
+    back = rewire.densify(fast)
+    assert type(back[0]) is kind
+    assert torch.equal(back[0].weight, model[0].weight)
+    assert torch.equal(back[0].weight_mask, model[0].weight_mask)
+    assert torch.equal(back(x), model(x))
+    again = copy.deepcopy(fast)
+    again.load_state_dict(fast.state_dict())
+    assert torch.equal(again(x), fast(x))
+    (site,) = px.sites(fast, "0")
+    seen = px.probe.record(fast, x.detach(), site)[site]  # a row per place, a column per channel
+    torch.testing.assert_close(seen, model[0](x).detach().movedim(1, -1).reshape(-1, 6), atol=1e-5, rtol=1e-5)
+
+
+def test_a_convolution_of_ones_own_stays_dense() -> None:
+    class Doubled(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(Doubled(2, 4, 3), nn.Conv2d(4, 4, 3))
+    rewire.mask_(model, rewire.random_wiring(model, 0.25, generator=seeded()))
+    fast, x = rewire.sparse_forward(model), torch.rand(2, 2, 8, 8)
+    assert type(fast[0]) is Doubled
+    assert repr(fast[1]).startswith("SparseConv(4, 4, kernel_size=(3, 3), stride=(1, 1), ")
+    torch.testing.assert_close(fast(x), model(x), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ShapeError, match="does not fit the layer"):
+        fast[1](x)
+
+
 def test_half_precision_is_computed_wide_and_cast_back() -> None:
     model = nn.Sequential(nn.Linear(64, 32)).to(torch.bfloat16)
     rewire.mask_(model, rewire.random_wiring(model, 0.2, generator=seeded()))
@@ -604,6 +654,10 @@ def test_execution_refuses_what_it_cannot_do() -> None:
         rewire.GroupedLinear(torch.ones(4, 6), Wiring(wiring.mask))
     with pytest.raises(ShapeError):
         rewire.SparseLinear(torch.ones(4, 6))(torch.ones(2, 5))
+    with pytest.raises(ShapeError, match="no convolution"):
+        rewire.SparseConv(torch.ones(4, 6))
+    with pytest.raises(ShapeError, match="mask does not fit"):
+        rewire.SparseConv(torch.ones(4, 6, 3), torch.ones(4, 6))
     with pytest.raises(RangeError):
         rewire.sparse_forward(perceptron(), at_least=2)
     with pytest.raises(UnknownNameError):

@@ -1,3 +1,5 @@
+from ._execute import densify as densify
+from ._execute import sparse_forward as sparse_forward
 from ._hebbian import hebbian_scores as hebbian_scores
 from ._layers import initialise_ as initialise_
 from ._layers import mask_ as mask_
@@ -12,13 +14,12 @@ from ._measures import density as density
 from ._measures import edge_turnover as edge_turnover
 from ._measures import intra_only as intra_only
 from ._measures import modularity as modularity
+from ._sparse_layers import GroupedLinear as GroupedLinear
+from ._sparse_layers import SparseConv as SparseConv
+from ._sparse_layers import SparseLinear as SparseLinear
 from ._training import Rewired as Rewired
 from ._training import SparseTraining as SparseTraining
 from ._wirings import erk_densities as erk_densities
 from ._wirings import group_wiring as group_wiring
 from ._wirings import random_wiring as random_wiring
 from ._wirings import small_world_wiring as small_world_wiring
-from ._execute import GroupedLinear as GroupedLinear
-from ._execute import SparseLinear as SparseLinear
-from ._execute import densify as densify
-from ._execute import sparse_forward as sparse_forward
