@@ -276,11 +276,30 @@ def test_bad_doses_are_refused():
         controls.dose_curve(model, make, [0.0, 1.0], suite, n_random=0)
     with pytest.raises(DtypeError, match="no edit"):
         controls.dose_curve(model, lambda a: a, [0.0, 1.0], suite)
-    direction = torch.ones(SIZE)
-    with pytest.raises(UnsupportedError):
-        controls.dose_curve(
-            model, lambda a: edit.add(~of(A, SIZE), a, basis=direction), [0.0, 1.0], suite, exclude=False
-        )
+    along, plain = edit.add(~of(A, SIZE), 1.0, basis=torch.ones(SIZE)), edit.add(of(A, SIZE, 0), 1.0)
+    with pytest.raises(UnsupportedError, match="direction"):
+        controls.dose_curve(model, lambda a: along if a else plain, [0.0, 1.0], suite, exclude=False)
+
+
+def test_doses_along_a_direction_stand_beside_random_directions_that_serve_at_every_dose():
+    weights = torch.randn(SIZE, generator=seeded(5))
+    model, suite = linear(weights)
+
+    def along(a, direction=weights):
+        return edit.add(~of(A, SIZE), a, basis=direction)
+
+    curve = controls.dose_curve(model, along, [0.0, 1.0, 2.0], suite, n_random=19)["y"]
+    per_dose = curve.change[1]
+    torch.testing.assert_close(curve.change, per_dose * torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64))
+    torch.testing.assert_close(curve.controls[:, 2], 2 * curve.controls[:, 1], atol=1e-5, rtol=1e-5)
+    assert len(curve.controls[:, 1].unique()) == 19
+    assert curve.p == pytest.approx(0.05)  # no direction of its length does as much as the weights' own
+    by_length = controls.dose_curve(
+        model, lambda a: along(1.0, (1 + a) * weights), [0.0, 1.0], suite, n_random=5
+    )["y"].controls  # fmt: skip
+    torch.testing.assert_close(by_length[:, 1], 2 * by_length[:, 0], atol=1e-5, rtol=1e-5)
+    again = controls.dose_curve(model, along, [0.0, 1.0, 2.0], suite, n_random=19)["y"]
+    assert torch.equal(again.controls, curve.controls)
 
 
 # double dissociation

@@ -1,4 +1,4 @@
-"""How an effect grows with its dose, beside the same doses on matched random units.
+"""How an effect grows with its dose, beside the same doses on matched random units or along random directions.
 
     T_i = max_d |e_i(d) - m(d)| / s(d)          largest departure of curve i; m, s over all curves, the tested one too
     p   = (1 + #{i : T_i >= T}) / (1 + n)       one p-value for the whole curve
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from plexus.edit import Edit
 from plexus.errors import DtypeError, RangeError, ShapeError
 from plexus.explain._measure import Measure, check_draws, check_edit, check_model, check_suite, measured
-from plexus.explain.controls._matched import AMONG, stand_in_map
+from plexus.explain.controls._matched import AMONG, is_along, stand_in_map
 from plexus.explain.controls._null import Null, null
 from plexus.probe._progress import tracked
 from plexus.probe._quiet import random_state_kept
@@ -42,7 +42,8 @@ class DoseCurve:
         before: the measure on the model as it is.
         doses: `[dose]`, ascending.
         change: measure under the edit minus before, `[dose]`.
-        controls: the same on matched random units, `[control, dose]`.
+        controls: the same on matched random units or along random directions, `[control, dose]`.
+        beside: what the controls are, in words.
 
     Raises:
         ShapeError: without controls; a curve is not reported without them.
@@ -59,6 +60,7 @@ class DoseCurve:
     doses: Tensor
     change: Tensor
     controls: Tensor
+    beside: str = "matched random sets"
 
     def __post_init__(self) -> None:
         for field in ("doses", "change", "controls"):
@@ -124,9 +126,9 @@ class DoseCurve:
         figure.add_scatter(x=x, y=high.tolist(), mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
         figure.add_scatter(
             x=x, y=low.tolist(), mode="lines", line={"width": 0}, fill="tonexty", fillcolor="rgba(128,128,128,0.25)",
-            name=f"95 % of {len(self.controls)} matched random sets",
+            name=f"95 % of {len(self.controls)} {self.beside}",
         )  # fmt: skip
-        figure.add_scatter(x=x, y=(self.before + self.change).tolist(), mode="lines+markers", name="chosen units")
+        figure.add_scatter(x=x, y=(self.before + self.change).tolist(), mode="lines+markers", name="this edit")
         figure.add_hline(y=self.before, line_dash="dot", annotation_text="without the edit")
         figure.update_layout(xaxis_title="dose", yaxis_title=self.name)
         return figure
@@ -140,6 +142,7 @@ class DoseCurve:
             "doses": self.doses.tolist(),
             "change": self.change.tolist(),
             "controls": self.controls.tolist(),
+            "beside": self.beside,
             "low": low.tolist(),
             "high": high.tolist(),
             "monotonicity": self.monotonicity,
@@ -151,7 +154,7 @@ class DoseCurve:
         low, high = self.band
         leaves = "never leaves the band" if self.leaves_band is None else f"outside the band from {self.leaves_band:g}"
         lines = [
-            f"{self.name}: {self.before:.4g} before; beside {len(self.controls)} matched random sets: p {self.p:.3g}, "
+            f"{self.name}: {self.before:.4g} before; beside {len(self.controls)} {self.beside}: p {self.p:.3g}, "
             f"{leaves}; Kendall's tau with dose {self.monotonicity:+.2f}"
         ]
         for dose, change, one, two in zip(self.doses, self.change, low, high, strict=True):
@@ -177,13 +180,17 @@ def dose_curve(
 ) -> dict[str, DoseCurve]:
     """Measure a model under an edit of growing dose, and under the same doses on matched random units.
 
+    The controls of an edit along directions are the same doses along random directions, of the same lengths and angles,
+    within the same units.
+
     Args:
         model: any module; it is as before when this returns.
         edit_at: from a dose to the edit: of growing strength (`lambda a: edit.add(chosen, a)`), or of more and more
             units (`lambda k: edit.scale(scores.top(k), 0.0)`).
         doses: at least two different ones; strengths, or counts of units (whole numbers stay whole).
         suite: measures by name, each `measure(model) -> number`.
-        n_random: number of controls, each with stand-ins for all units that any dose touches.
+        n_random: number of controls, each with stand-ins for all units that any dose touches, or with directions that
+            serve at every dose.
         seed: of their draw.
         exclude: draw the stand-ins among the units that no dose touches.
         match: a score in which stand-ins are to be like their units; among, tolerance: see `controls.matched_random`.
@@ -193,6 +200,7 @@ def dose_curve(
         ShapeError: fewer than two doses, an empty suite.
         RangeError: no control, too few other units, a dose or a measure that is not finite.
         DtypeError: what is no edit, measure or number.
+        UnsupportedError: some steps act along directions and some do not, or with `match`.
 
     Examples:
         >>> from plexus import edit
@@ -214,10 +222,16 @@ def dose_curve(
         made = edit_at(dose)
         check_edit(made, "dose_curve(model, lambda dose: edit.add(chosen, dose), doses, suite)")
         edits.append(made)
-    union = reduce(lambda one, other: one | other, (made.neurons for made in edits))
     generator = torch.Generator().manual_seed(int(seed))
-    places = [stand_in_map(union, generator, exclude, match, among, tolerance) for _ in range(n_random)]
-    moved = [[made.moved(place) for made in edits] for place in places]
+    moved: list[list[Edit]]
+    beside = "matched random sets"
+    if match is None and all(map(is_along, edits)):
+        beside = "random directions of the same lengths and angles"
+        moved = [_redirected(edits, generator) for _ in range(n_random)]
+    else:
+        union = reduce(lambda one, other: one | other, (made.neurons for made in edits))
+        places = [stand_in_map(union, generator, exclude, match, among, tolerance) for _ in range(n_random)]
+        moved = [[made.moved(place) for made in edits] for place in places]
     with random_state_kept():
         start = torch.get_rng_state()
         before = measured(model, suite, start)
@@ -238,10 +252,16 @@ def dose_curve(
 
     return {
         name: DoseCurve(
-            name, before[name], at, changes(own, name), torch.stack([changes(row, name) for row in controls])
+            name, before[name], at, changes(own, name), torch.stack([changes(row, name) for row in controls]), beside
         )
         for name in suite
     }
+
+
+def _redirected(edits: Sequence[Edit], generator: torch.Generator) -> list[Edit]:
+    """The edits along random directions; those with the same directions, or longer ones, get the same."""
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    return [made.redirected(torch.Generator().manual_seed(seed)) for made in edits]
 
 
 def _doses(doses: Sequence[float]) -> list[Any]:

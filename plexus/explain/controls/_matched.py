@@ -82,7 +82,7 @@ def matched_random(
         True
     """
     if isinstance(what, Edit):
-        if what.steps and all(step.basis is not None for step in what.steps) and match is None:
+        if is_along(what) and match is None:
             return what.redirected(generator)
         return what.moved(stand_in_map(what.neurons, generator, exclude, match, among, tolerance))
     if not isinstance(what, Neurons):
@@ -92,6 +92,11 @@ def matched_random(
             expected="Edit, for example edit.scale(chosen, 0.0) without the model",
         )
     return stand_in_map(what, generator, exclude, match, among, tolerance)(what)
+
+
+def is_along(edit: Edit) -> bool:
+    """Whether all steps of an edit act along directions, so that its control is one along random directions."""
+    return bool(edit.steps) and all(step.basis is not None for step in edit.steps)
 
 
 class StandIns:
