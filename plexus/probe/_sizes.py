@@ -83,9 +83,9 @@ def sized(batch_bytes: int, rows: int, units: int, batches: int | None, budget: 
     return Estimate(batches, rows * count, units, total, batch_bytes, held, total if spills else 0)
 
 
-def announce(what: str, size: int, where: str = "in memory", large: int = LARGE) -> None:
-    """Say on stderr what a costly step needs, before it starts; small ones say nothing."""
-    if size > large:
+def announce(what: str, size: int, where: str = "in memory", large: int | None = None) -> None:
+    """Say on stderr what a costly step needs, before it starts; those up to `large` (`LARGE`) bytes say nothing."""
+    if size > (LARGE if large is None else large):
         print(f"{what} needs about {in_words(size)} {where}", file=sys.stderr)
 
 

@@ -196,3 +196,15 @@ def test_sensitivity_of_tokens_and_its_bad_input(tiny, net):
             scores.sensitivity(net, X, H, probes=probes, generator=torch.Generator())
     with pytest.raises(ShapeError, match="no samples"):
         scores.sensitivity(net, X, H, probes=None, output=lambda y: y.sum())
+
+
+def test_what_a_costly_score_holds_is_said_once_before_most_of_it(net, monkeypatch, capsys):
+    batches, values = [X[:6], X[6:]], 6 * 5 * 8  # bytes of the values of a batch
+    monkeypatch.setattr("plexus.probe._sizes.LARGE", 4 * values - 1)
+    scores.integrated_gradients(net, batches, H, loss)
+    assert capsys.readouterr().err.count("integrating gradients at") == 1
+    scores.sensitivity(net, batches, H, generator=torch.Generator())
+    assert not capsys.readouterr().err
+    monkeypatch.setattr("plexus.probe._sizes.LARGE", 3 * values - 1)
+    scores.sensitivity(net, batches, H, generator=torch.Generator())
+    assert capsys.readouterr().err.count("sensitivity, besides the model's own passes, needs about") == 1

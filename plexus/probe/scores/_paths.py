@@ -27,6 +27,7 @@ from plexus.probe._collect import Collector, layout
 from plexus.probe._progress import length, tracked
 from plexus.probe._quiet import quiet, state_kept
 from plexus.probe._record import Loss, _sites
+from plexus.probe._sizes import announce
 from plexus.probe._taps import Slope
 from plexus.probe.scores._batch import logits_of
 from plexus.probe.scores._moments import mean
@@ -52,7 +53,8 @@ def integrated_gradients(
 ) -> Scores:
     """Integrated gradients of a loss at units, averaged over rows; with labels, over the rows of each concept.
 
-    Costs `steps` forward and backward passes per batch and site; one batch of one site is held at a time.
+    Costs `steps` forward and backward passes per batch and site; one batch of one site is held at a time, and what that
+    takes is said on stderr when the first batch shows it to be more than a GiB.
 
     Args:
         model: any module; it is as before when this returns.
@@ -91,11 +93,11 @@ def integrated_gradients(
     name, total = fingerprint(model), length(batches)
 
     def pieces() -> Iterator[Recording]:
-        for batch in tracked(each_batch(batches), "integrating gradients", total, progress):
+        for number, batch in enumerate(tracked(each_batch(batches), "integrating gradients", total, progress)):
             collector = Collector(sites, None, ("sample",), True)
             with quiet(model, grad=True):
                 for site in sites:
-                    _integrate(model, batch, site, starts[site], points, loss, forward, absolute, collector)
+                    _integrate(model, batch, site, starts[site], points, loss, forward, absolute, collector, not number)
             yield _piece(model, batch, collector, name)
 
     scores = mean(pieces(), labels, names=names)
@@ -117,7 +119,8 @@ def sensitivity(
 ) -> Scores:
     """How much the output of a model moves with a unit: its variance per variance of small noise on the unit.
 
-    Summed over all output numbers that a row of the unit reaches, averaged over rows; one batch is held at a time.
+    Summed over all output numbers that a row of the unit reaches, averaged over rows; one batch is held at a time, and
+    what that takes is said on stderr when the first batch shows it to be more than a GiB.
 
     Args:
         model: any module; it is as before when this returns.
@@ -150,7 +153,7 @@ def sensitivity(
     sites, name, total = _sites(at), fingerprint(model), length(batches)
 
     def pieces() -> Iterator[Recording]:
-        for batch in tracked(each_batch(batches), "sensitivity", total, progress):
+        for number, batch in enumerate(tracked(each_batch(batches), "sensitivity", total, progress)):
             collector = Collector(sites, None, ("sample",), True)
             slopes = [Slope(site) for site in sites]
             with quiet(model, grad=True), attach(model, slopes), state_kept(model):
@@ -159,6 +162,9 @@ def sensitivity(
                     raise ShapeError("the output holds no samples", given=getattr(y, "shape", type(y).__name__))
                 taken = [visit for slope in slopes for visit in slope.taken()]
                 inputs = [visit.value for visit in taken]
+                if not number:  # values, their gradients and the squares
+                    size = 3 * sum(value.nbytes for value in inputs)
+                    announce("sensitivity, besides the model's own passes,", size)
                 squares = [torch.zeros_like(value) for value in inputs]
                 directions = _directions(y, probes, generator)
                 for direction in directions:
@@ -217,6 +223,7 @@ def _integrate(
     forward: Forward | None,
     absolute: bool,
     collector: Collector,
+    first: bool,
 ) -> None:
     walk, total = _Walk(site, start), None
     with attach(model, [walk]):
@@ -235,6 +242,8 @@ def _integrate(
                     if value.requires_grad
                     else (None,)
                 )
+            if first and total is None:  # the point, the way, its part of the integral and the sum
+                announce(f"integrating gradients at {site}, besides the model's own passes,", 4 * way.nbytes)
             part = torch.zeros_like(way) if slope is None else weight * way * slope
             total = part if total is None else total + part
     assert total is not None
