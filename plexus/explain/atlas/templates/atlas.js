@@ -119,7 +119,8 @@ const atlas = (() => {
     }
     pen.textAlign = "center";
     for (let x = Math.ceil(box.left * 10) / 10; x <= 1.001; x += 0.1) pen.fillText(x.toFixed(1), px(x), bottom + 16);
-    pen.fillText("selectivity for its concept (AUROC on held-out samples)", (box.pad[3] + end) / 2, bottom + 34);
+    const axis = ["selectivity for its concept (AUROC on held-out samples)", "selectivity (AUROC, held out)"];
+    pen.fillText(axis.find((label) => pen.measureText(label).width <= end - box.pad[3]) || axis[1], (box.pad[3] + end) / 2, bottom + 34);
     pen.save();
     pen.translate(13, (box.pad[0] + bottom) / 2);
     pen.rotate(-Math.PI / 2);
@@ -190,10 +191,13 @@ const atlas = (() => {
     return frame;
   }
 
-  function tokens(sample, values) {
+  function tokens(sample, values, short = false) {
     const shown = store.samples[sample].is, most = Math.max(1e-9, ...(values || [0]).map(Math.abs));
     const line = make("p", { class: "tokens" });
+    const begin = short && values ? Math.max(0, values.indexOf(Math.max(...values)) - 4) : 0; // a line shows its strongest token
+    if (begin) line.append("… ");
     shown.tokens.forEach((word, i) => {
+      if (i < begin) return;
       const value = values ? values[i] || 0 : 0;
       const style = values && value > 0 ? `background: rgba(var(--hot), ${(0.75 * value / most).toFixed(2)})` : "";
       line.append(make("mark", { style, title: values ? nats(value) : "" }, word), " ");
@@ -203,7 +207,7 @@ const atlas = (() => {
   }
 
   function exemplars(best, count = 99) {
-    if (front.kind === "texts") return make("div", {}, ...best.slice(0, count).map(([s, , place]) => tokens(s, place)));
+    if (front.kind === "texts") return make("div", {}, ...best.slice(0, count).map(([s, , place]) => tokens(s, place, count < 99)));
     return make("div", { class: "pictures" }, ...best.slice(0, count).map(([sample, value, place]) =>
       make("figure", {}, picture(sample, place), count > 9 ? make("figcaption", {}, value.toPrecision(3)) : null)));
   }
@@ -218,7 +222,7 @@ const atlas = (() => {
 
   function answers(row, truth) {
     return row.map(([word, p], i) => make("span", { class: i === 0 && word.trim() === truth ? "right" : "" },
-      `${i ? ", " : ""}${word} ${Math.round(100 * p)} %`));
+      `${i ? ", " : ""}${word}\u00a0${Math.round(100 * p)}\u00a0%`));
   }
 
   function doses(unit) {
