@@ -120,6 +120,7 @@ def test_a_detector_nobody_reads_is_no_actor() -> None:
     assert (page.effect[3:] == 0).all()  # noise that is not read
     assert {exemplar.sample % 2 for exemplar in page.exemplars[0]} == {0}
     curve = {dose.factor: dose for dose in page.doses[0]}
+    assert curve[0.0].own == pytest.approx(-float(page.effect[0]), rel=1e-5)  # the map and the slider show one number
     assert curve[1.0].own == pytest.approx(0, abs=1e-6)
     assert curve[0.0].own < 0 < curve[2.0].own  # off hurts the concept, more of it helps
 

@@ -25,6 +25,7 @@ from plexus.probe.scores import auroc
 from plexus.units import Recording, Scores, Site, Table, sites
 
 MATCHED = 30
+MOST = 64  # samples of its concept that a dose curve is measured on
 EDGE = 0.975  # the band ends where this share of the matched units lie below
 
 
@@ -193,7 +194,7 @@ def build(
         pages.append(_page(site, values, concept, selectivity, change, matter, ~first))
     found = Atlas(title or type(model).__name__, matter, pages, right)
     _add_exemplars(found, model, seen, exemplars, batch)
-    _add_doses(found, model, tuple(doses), featured, probes, before, rows)
+    _add_doses(found, model, tuple(doses), featured, probes, before, ~first, rows)
     return found
 
 
@@ -316,9 +317,16 @@ def _add_exemplars(atlas: Atlas, model: nn.Module, seen: Recording, count: int, 
 
 
 def _add_doses(
-    atlas: Atlas, model: nn.Module, doses: tuple[float, ...], featured: int, probes: int, before: Tensor, rows: int
+    atlas: Atlas,
+    model: nn.Module,
+    doses: tuple[float, ...],
+    featured: int,
+    probes: int,
+    before: Tensor,
+    half: Tensor,
+    rows: int,
 ) -> None:
-    """Dose curves of the units that act most and of those most selective."""
+    """Dose curves of the units that act most and of those most selective, on the half that effects were measured on."""
     ranked = [(page, unit) for page in atlas.pages for unit in range(len(page.effect))]
     acting = sorted(ranked, key=lambda item: -float(item[0].effect[item[1]]))[: (featured + 1) // 2]
     selective = sorted(ranked, key=lambda item: -float(item[0].selectivity[item[1]]))
@@ -331,7 +339,8 @@ def _add_doses(
     for number, unit in picked:
         page = atlas.pages[number]
         concept = int(page.concept[unit])
-        own, other = (labels == concept).nonzero().squeeze(1)[:24], (labels != concept).nonzero().squeeze(1)
+        own = (half & (labels == concept)).nonzero().squeeze(1)[:MOST]
+        other = (half & (labels != concept)).nonzero().squeeze(1)
         other = other[:: max(1, len(other) // 24)][:24]
         driving = [exemplar.sample for exemplar in page.exemplars[unit] if labels[exemplar.sample] == concept]
         shown = [*driving, *(i for i in own.tolist() if i not in driving)][: max(1, probes - 1)] + other[:1].tolist()
