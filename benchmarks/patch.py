@@ -5,7 +5,8 @@
 Pairs of prompts differ in one token. For every layer and token, the corrupted run gets that place of the stream from
 the clean run, and a difference of two logits is read. TransformerLens runs one pass per place, nnsight one per layer
 with a part of the batch per token, we as many places as fit into 256 rows. `one pass per place` is the loop with a
-plain hook that a user would write by hand. The floor is the same number of rows through the model alone.
+plain hook that a user would write by hand. The floor is the same number of rows through the whole model; ours goes
+below it, as the blocks before a patched place are not run again.
 """
 
 from __future__ import annotations

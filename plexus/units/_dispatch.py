@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any, Protocol, runtime_checkable
@@ -27,7 +27,20 @@ from plexus.units._rnn import check_rnn, ported_forward
 from plexus.units._routing import Routes
 from plexus.units._site import Site
 
-__all__ = ["Engine", "Entry", "LoopOperation", "Operation", "entries_of", "running"]
+__all__ = [
+    "Around",
+    "Engine",
+    "Entry",
+    "LoopOperation",
+    "Operation",
+    "around_calls",
+    "entries_of",
+    "is_attached",
+    "running",
+]
+
+Around = Callable[[Callable[[], Any]], Any]
+"""Gets a call of a module, as a function without arguments, and gives what the call shall give."""
 
 
 class Operation(Protocol):
@@ -96,6 +109,7 @@ class Engine:
         self.model = model
         self.passes = 0
         self.entries: list[Entry] = []
+        self.users = 0  # how many `with` hold it
         self.generation: Generation | None = None
         self.memory = Memory()
         self.routes = Routes()
@@ -180,12 +194,46 @@ class Engine:
 running: list[Engine] = []
 entries_of: dict[nn.Module, list[Entry]] = {}
 _engines_of: dict[nn.Module, list[Engine]] = {}
+_around_calls: dict[nn.Module, Around] = {}
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether operations are attached to a model now."""
+    return any(engine.entries for engine in running if engine.model is model)
+
+
+@contextlib.contextmanager
+def around_calls(functions: Mapping[nn.Module, Around]) -> Iterator[None]:
+    """Hand every call of these modules, of a model with operations, to a function that may run it or not.
+
+    Operations within a module that is not run do not happen.
+    """
+    before = {module: _around_calls.get(module) for module in functions}
+    _around_calls.update(functions)
+    try:
+        yield
+    finally:
+        for module, function in before.items():
+            if function is None:
+                del _around_calls[module]
+            else:
+                _around_calls[module] = function
 
 
 def _call(original: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     engines = _engines_of.get(self)
     if engines is None:
         return original(self, *args, **kwargs)
+    around = _around_calls.get(self)
+    if around is not None:
+        return around(lambda: _seen(original, self, engines, args, kwargs))
+    return _seen(original, self, engines, args, kwargs)
+
+
+def _seen(
+    original: Callable[..., Any], self: nn.Module, engines: list[Engine], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A call that the engines of its module see."""
     opened: list[Engine] = []
     try:
         opened.extend(engine for engine in tuple(engines) if engine.opens(self, args, kwargs))

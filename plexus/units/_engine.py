@@ -70,8 +70,9 @@ def attach(model: nn.Module, operations: Sequence[Operation], *, all_reached: bo
         for entry in entries:
             if is_routed(entry.operation.site):
                 entry.expert = engine.routes.watch(model, entry.operation.site)
-        if not engine.entries:
+        if not engine.users:
             engine.install()
+        engine.users += 1
         engine.entries.extend(entries)
         for entry in entries:
             entries_of.setdefault(entry.module, []).append(entry)
@@ -88,7 +89,8 @@ def attach(model: nn.Module, operations: Sequence[Operation], *, all_reached: bo
                 entries_of[entry.module].remove(entry)
                 if not entries_of[entry.module]:
                     del entries_of[entry.module]
-            if not engine.entries:
+            engine.users -= 1
+            if not engine.users:
                 engine.uninstall()
     engine.memory.check_finished({entry for entry in entries if entry.edits})
     if all_reached and engine.passes > begun:

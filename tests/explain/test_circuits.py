@@ -117,10 +117,85 @@ def test_the_number_of_passes_is_that_of_the_rows_and_nothing_stays_behind():
     model.train()
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     activation_patching(model, clean, corrupted, sites.residual(model), METRIC, control=False, rows=1000)
-    assert len(calls) == 3  # clean, corrupted, and the whole map
+    assert len(calls) == 4  # clean, corrupted, a trial without the first block, and the whole map
     handle.remove()
     assert model.training
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_blocks_before_a_patch_are_not_run_again(family):
+    model, _ = tiny(family)
+    clean, corrupted = pairs()
+    at = sites.residual(model)
+    first, second = (model.get_submodule(site.path) for site in at)
+    calls = {first: 0, second: 0}
+
+    def count(block, *_):
+        calls[block] += 1
+
+    handles = [block.register_forward_hook(count) for block in calls]
+    found = activation_patching(model, clean, corrupted, at, METRIC, control=False, rows=15)
+    for handle in handles:
+        handle.remove()
+    assert calls == {first: 3, second: 5}  # clean, corrupted, own map; the second also in the trial and the first's map
+    expected = one_by_one(model, clean, corrupted, found.places)
+    torch.testing.assert_close(found.effects + found.base, expected, atol=1e-5, rtol=1e-5)
+
+
+class Block(nn.Module):
+    def __init__(self, shared, reads):
+        super().__init__()
+        self.norm, self.one, self.two = nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.shared, self.reads = shared, reads
+
+    def forward(self, x):
+        left = self.shared["x"].mean((1, 2), keepdim=True) if self.reads else 0.0
+        self.shared["x"] = x
+        return x + self.two(torch.tanh(self.one(self.norm(x)) + left))
+
+
+class Stack(nn.Module):
+    """Two blocks in a stack, of which the second may read what the first one left behind."""
+
+    def __init__(self, reads):
+        super().__init__()
+        shared = {}
+        self.layers = nn.ModuleList([Block(shared, False), Block(shared, reads)])
+        self.out = nn.Linear(4, 30)
+
+    def forward(self, x):
+        for block in self.layers:
+            x = block(x)
+        return self.out(x)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_blocks_that_read_what_an_earlier_one_left_behind_are_found_out(reads):
+    torch.manual_seed(0)
+    model, (clean, corrupted) = Stack(reads), torch.randn(2, 3, 5, 4)
+    at = [Site(f"layers.{i}", "b t u") for i in range(2)]
+    ran = []
+    handle = model.layers[0].register_forward_hook(lambda *_: ran.append(1))
+    found = activation_patching(model, clean, corrupted, at, METRIC, control=False, rows=15)
+    handle.remove()
+    assert len(ran) == (4 if reads else 3)  # the map of the second block needs the first only where it reads
+    whole = activation_patching(
+        model, clean, corrupted, at, METRIC, control=False, forward=lambda model, batch: model(batch)
+    )
+    torch.testing.assert_close(found.effects, whole.effects, atol=1e-5, rtol=1e-5)
+
+
+def test_within_an_edit_every_block_runs():
+    model, _ = tiny("llama")
+    clean, corrupted = pairs()
+    at = sites.residual(model)
+    seen = probe.record(model, clean, sites.mlp(model))
+    chosen = Neurons.of(seen.sizes, {site: range(4) for site in seen.sizes})
+    with edit.scale(model, chosen, 0.0):
+        found = activation_patching(model, clean, corrupted, at, METRIC, control=False)
+        expected = one_by_one(model, clean, corrupted, found.places)
+    torch.testing.assert_close(found.effects + found.base, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_control_takes_the_values_of_another_pair():

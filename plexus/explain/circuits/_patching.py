@@ -13,6 +13,7 @@ Source: Vig et al. 2020; Meng et al. 2022; Heimersheim & Nanda 2024 (denoising, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from plexus.errors import DtypeError, RangeError, ShapeError, UnknownNameError, UnsupportedError
 from plexus.explain.circuits._places import Metric, PatchMap, Place, Positions, each_place, read_metric, site_list
+from plexus.explain.circuits._prefix import Prefix
 from plexus.explain.circuits._rows import (
     ALL,
     RowPatch,
@@ -99,6 +101,9 @@ def activation_patching(
 ) -> PatchMap:
     """Patch every place on its own and read the metric, many places in one pass.
 
+    In a transformer whose blocks are one stack, those before a patched place are not run again: they give what they
+    gave without the patch.
+
     Args:
         model: any module; as before when this returns.
         clean, corrupted: one batch each, tensors or mappings of tensors with the samples first; sample i of both is
@@ -153,11 +158,15 @@ def activation_patching(
         held, output = held_by(other, source_input, sites, forward)
     with quiet(model), torch.no_grad():
         source = read_metric(metric, output if other is model else run(model, source_input, forward, None), every)
-        base = read_metric(metric, run(model, base_input, forward, None), every)
+        prefix = Prefix(model, base_input, pairs) if forward is None else None
+        plain = run(model, base_input, forward, None) if prefix is None else prefix.run()
+        base = read_metric(metric, plain, every)
+        if prefix is not None:
+            prefix.try_out([prefix.before(site) for site in sites])
         chosen = _units(sites, per, units, sizes_of(held))
         places = list(each_place(sites, positions, lengths_of(held), chosen, pairs))
         donors = [every, every.roll(-1)] if control else [every]
-        runner = Runner(model, base_input, pairs, metric, forward, rows)
+        runner = Runner(model, base_input, pairs, metric, forward, rows, prefix)
         found = [runner.patched(held, places, donor, progress) for donor in donors]
     return PatchMap(
         tuple(place for place, _ in places),
@@ -173,11 +182,17 @@ class Runner:
     """Runs the cells (place × pair) of a map as rows of few passes."""
 
     def __init__(
-        self, model: nn.Module, batch: Any, pairs: int, metric: Metric, forward: Forward | None, rows: int
+        self,
+        model: nn.Module,
+        batch: Any,
+        pairs: int,
+        metric: Metric,
+        forward: Forward | None,
+        rows: int,
+        prefix: Prefix | None,
     ) -> None:
-        self.model, self.batch, self.pairs, self.metric, self.forward, self.rows = (
-            model, batch, pairs, metric, forward, rows,
-        )  # fmt: skip
+        self.model, self.batch, self.pairs, self.metric = model, batch, pairs, metric
+        self.forward, self.rows, self.prefix = forward, rows, prefix
 
     def patched(
         self,
@@ -188,9 +203,8 @@ class Runner:
     ) -> Tensor:
         """The metric with each place patched from pair `donor[pair]` of the held values, `[place, pair]`."""
         out = torch.empty(len(places) * self.pairs, dtype=torch.float64)
-        cells = torch.arange(len(out))
-        chunks = list(cells.split(self.rows))
-        for chunk in tracked(chunks, "patching", len(chunks), progress):
+        passes = self._passes([place.site for place, _ in places])
+        for chunk, blocks in tracked(passes, "patching", len(passes), progress):
             place, pair = chunk // self.pairs, chunk % self.pairs
             patches = []
             for site in dict.fromkeys(places[i][0].site for i in place.tolist()):
@@ -198,10 +212,29 @@ class Runner:
                 mine = [(places[int(place[i])], int(pair[i])) for i in row.tolist()]
                 where = self.where(mine, held[site], site)
                 patches.append(RowPatch(site, held[site], Rows(row, donor[pair[row]], where)))
-            with attach(self.model, patches):
+            spared = contextlib.nullcontext() if self.prefix is None else self.prefix.skipping(blocks, pair)
+            with spared, attach(self.model, patches):
                 output = run(self.model, taken(self.batch, pair, self.pairs), self.forward, None)
             out[chunk] = read_metric(self.metric, output, pair)
         return out.reshape(len(places), self.pairs)
+
+    def _passes(self, sites: Sequence[Site]) -> list[tuple[Tensor, int]]:
+        """The cells of each pass, and how many blocks lie before all of them."""
+        known = {site: 0 if self.prefix is None else self.prefix.before(site) for site in dict.fromkeys(sites)}
+        before = torch.tensor([known[site] for site in sites]).repeat_interleave(self.pairs)
+        order = before.argsort(stable=True)
+        passes: list[tuple[Tensor, int]] = []
+        waiting: list[Tensor] = []
+        for count in before.unique().tolist():  # a pass begins with a block, unless it would hold few rows
+            waiting.append(order[before[order] == count])
+            cells = torch.cat(waiting)
+            if 2 * len(cells) >= self.rows:
+                passes += self._split(cells, before)
+                waiting = []
+        return passes + self._split(torch.cat(waiting), before) if waiting else passes
+
+    def _split(self, cells: Tensor, before: Tensor) -> list[tuple[Tensor, int]]:
+        return [(chunk, int(before[chunk].min())) for chunk in cells.split(self.rows)]
 
     @staticmethod
     def where(mine: Sequence[tuple[tuple[Place, Tensor], int]], held: Mapping[int, Tensor], site: Site) -> Tensor:
