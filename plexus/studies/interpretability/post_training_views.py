@@ -199,6 +199,13 @@ class PostTrainingViews(_PostTrainingViews):
         "weights, 1,496 cities and more, 128 harmful and 128 harmless instructions."
     )
     data = ("statements and requests (made up)",)
+    deviations = (
+        *_PostTrainingViews.deviations,
+        "Thirty seeds: the difference of the maps' correlations was 0.25 (0.13 to 0.36, bar 0.1) in a first confirming "
+        "run of ten and 0.14 (0.05 to 0.23) over ten others, as how alike a stranger's map is varies from pair to pair "
+        "of models. Bars are unchanged, the thirty seeds are new.",
+    )
+    seeds = 30
     scales: ClassVar = {
         "smoke": {
             "subjects": 4, "objects": 2, "things": 4, "layers": 2, "hidden": 32, "steps": 15, "each": 1,
