@@ -225,6 +225,24 @@ class TestGate:
         assert found.quality["one"].passed
         assert train(steps=80, gate=gate).passed
 
+    def test_a_model_that_does_not_pass_is_trained_again_from_other_weights(self, tmp_path):
+        tried = []
+
+        def second(model, tokenizer):
+            tried.append(weights(model))
+            return {"luck": (len(tried), 2)}
+
+        found = train(steps=3, gate=second, attempts=3, cache=tmp_path)
+        assert found.passed
+        assert (found.attempts, found.quality["luck"].value) == (2, 2)
+        assert torch.equal(tried[0], weights(train(steps=3).model))  # the first is the one without attempts
+        assert not torch.equal(tried[0], tried[1])
+        assert torch.equal(weights(found.model), tried[1])
+        with pytest.raises(RangeError, match="gate"):
+            train(steps=3, gate=lambda model, tokenizer: {"luck": (0, 1)}, attempts=2)
+        with pytest.raises(RangeError, match="attempts=0"):
+            train(attempts=0)
+
     def test_a_fetched_model_is_measured_too(self, tmp_path):
         calls = []
         for _ in range(2):

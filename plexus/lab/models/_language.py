@@ -34,6 +34,9 @@ from plexus.probe._progress import tracked
 from plexus.probe._quiet import random_state_kept
 
 Gate = Callable[[nn.Module, Any], Mapping[str, tuple[float, float]]]
+"""Measures a model: `(model, tokenizer) -> {name: (value, the least that it should be)}`."""
+
+APART = 1_000_003  # between the seeds of two attempts
 
 
 class Quality(NamedTuple):
@@ -60,11 +63,13 @@ class LanguageModel(NamedTuple):
         model: in evaluation mode.
         tokenizer: pads on the left.
         quality: what the gate measured, by name.
+        attempts: how many trainings it took.
     """
 
     model: Any
     tokenizer: Any
     quality: dict[str, Quality]
+    attempts: int = 1
 
     @property
     def passed(self) -> bool:
@@ -90,6 +95,7 @@ def train_language_model(
     seed: int = 0,
     start: Any = None,
     gate: Gate | None = None,
+    attempts: int = 1,
     failing: Literal["raise", "record"] = "raise",
     cache: str | os.PathLike[str] | bool = True,
     progress: bool | None = None,
@@ -116,7 +122,9 @@ def train_language_model(
         seed: of weights and batches.
         start: a trained model to continue from, which stays as it is; its own tokenizer is to be passed.
         gate: `gate(model, tokenizer) -> {name: (value, at least)}`, measured anew each time, on fetched models too.
-        failing: what a value below its bar does: raise, or be recorded in `quality` alone.
+        attempts: how often to train at most, from other weights and batches each time, until a model passes its gate:
+            now and then a tiny one does not take off.
+        failing: what a value below its bar does in the last attempt: raise, or be recorded in `quality` alone.
         cache: where models are kept: a folder; True for `PLEXUS_CACHE` or the user's cache folder; False for nowhere.
         progress: show a progress line (`None`: on a terminal, when it takes longer).
 
@@ -134,10 +142,10 @@ def train_language_model(
         >>> type(made.model).__name__, len(made.tokenizer), made.quality
         ('LlamaForCausalLM', 7, {})
     """
-    if min(layers, hidden, heads, steps, batch) < 1 or not (rate > 0 and weight_decay >= 0):
+    if min(layers, hidden, heads, steps, batch, attempts) < 1 or not (rate > 0 and weight_decay >= 0):
         raise RangeError(
             "these numbers make no model",
-            given=f"{layers=}, {hidden=}, {heads=}, {steps=}, {batch=}, {rate=}, {weight_decay=}",
+            given=f"{layers=}, {hidden=}, {heads=}, {steps=}, {batch=}, {attempts=}, {rate=}, {weight_decay=}",
             expected="positive ones",
         )
     if failing not in ("raise", "record"):
@@ -152,28 +160,33 @@ def train_language_model(
         origin = json.dumps([config.to_dict(), type(config).__name__], sort_keys=True, default=str)
     else:
         origin = _weights_hash(start)
-    recipe = {
-        "steps": steps,
-        "batch": batch,
-        "rate": rate,
-        "weight_decay": weight_decay,
-        "seed": seed,
-        "threads": torch.get_num_threads(),
-    }
     folder = _folder(cache)
-    place = None if folder is None else folder / _key(rows, tokenizer, origin, recipe)
-    model = None if place is None else _fetched(place)
-    if model is None:
-        with random_state_kept():
-            torch.manual_seed(seed)
-            model = copy.deepcopy(start) if start is not None else _built(config)
-            _train(model, rows, steps, batch, rate, weight_decay, seed, progress)
-        if place is not None:
-            with contextlib.suppress(OSError):  # a full or read-only folder costs a training, not the result
-                _keep(place, model, tokenizer)
-    model.eval()
-    quality = {} if gate is None else {n: Quality(float(v), float(b)) for n, (v, b) in gate(model, tokenizer).items()}
-    made = LanguageModel(model, tokenizer, quality)
+    for attempt in range(attempts):
+        own = seed + attempt * APART
+        recipe = {
+            "steps": steps,
+            "batch": batch,
+            "rate": rate,
+            "weight_decay": weight_decay,
+            "seed": own,
+            "threads": torch.get_num_threads(),
+        }
+        place = None if folder is None else folder / _key(rows, tokenizer, origin, recipe)
+        model = None if place is None else _fetched(place)
+        if model is None:
+            with random_state_kept():
+                torch.manual_seed(own)
+                model = copy.deepcopy(start) if start is not None else _built(config)
+                _train(model, rows, steps, batch, rate, weight_decay, own, progress)
+            if place is not None:
+                with contextlib.suppress(OSError):  # a full or read-only folder costs a training, not the result
+                    _keep(place, model, tokenizer)
+        model.eval()
+        measured = {} if gate is None else gate(model, tokenizer)
+        quality = {name: Quality(float(value), float(bar)) for name, (value, bar) in measured.items()}
+        made = LanguageModel(model, tokenizer, quality, attempt + 1)
+        if made.passed:
+            break
     if failing == "raise" and not made.passed:
         raise RangeError(
             "the model does not pass its gate",

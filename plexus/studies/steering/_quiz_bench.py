@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from plexus.data import corpora
 from plexus.data.corpora._quiz import Part
 from plexus.edit import Edit
-from plexus.lab.models import train_language_model
+from plexus.lab.models import Gate, train_language_model
 from plexus.probe import AnswerPair
 from plexus.studies.steering import _atoms as at
 from plexus.studies.steering._atoms import Questions
@@ -30,6 +30,7 @@ class Config:
         method: of the arm.
         kind: of site, for arms that keep to one; "" is all.
         layers, hidden, heads, steps, batch, rate: of the language model and its training.
+        attempts: how often a model is taught at most, from other weights, until it has learnt the main task.
         format_steps: steps of the biased format.
         slips: share of the other questions that the format answers by the usual answer.
         fit, validation, test: pairs, and questions of each part and task.
@@ -47,6 +48,7 @@ class Config:
     steps: int = 600
     batch: int = 48
     rate: float = 5e-3
+    attempts: int = 4
     format_steps: int = 120
     slips: float = 0.6
     fit: int = 300
@@ -69,6 +71,7 @@ class Prepared:
         neutral: statements `[text, token]`.
         chosen: by task, the setting of atomic steering with the highest validation accuracy, and that accuracy.
         plain: accuracy of the model before the biased format, by task.
+        attempts: how often the model was taught until it had learnt the main task.
     """
 
     model: Any
@@ -78,6 +81,7 @@ class Prepared:
     neutral: Tensor
     chosen: dict[str, tuple[dict[str, Any], float]]
     plain: dict[str, float]
+    attempts: int
 
 
 def prepared_quiz(config: Config, seed: int) -> Prepared:
@@ -92,7 +96,7 @@ def prepared_quiz(config: Config, seed: int) -> Prepared:
     }  # fmt: skip
     taught = train_language_model(
         asked[0.0], layers=config.layers, hidden=config.hidden, heads=config.heads, steps=config.steps,
-        rate=config.rate, **options,
+        rate=config.rate, gate=has_learnt(world, seed), attempts=config.attempts, failing="record", **options,
     )  # fmt: skip
     made = train_language_model(
         asked[config.slips], start=taught.model, steps=config.format_steps, rate=config.rate / 4, **options
@@ -102,19 +106,28 @@ def prepared_quiz(config: Config, seed: int) -> Prepared:
         items = world.questions(task, config.fit, part="training", generator=numbers)
         pairs[task] = [AnswerPair(item.prompt, item.answer, world.wrong(item, numbers)) for item in items]
         for part, count in (("validation", config.validation), ("test", config.test)):
-            items = world.questions(task, count, part=part, generator=numbers)
-            tokens = tokenizer([item.prompt for item in items], return_tensors="pt").input_ids
-            answers = torch.tensor(tokenizer.convert_tokens_to_ids([item.answer for item in items]))
-            questions[task, part] = Questions(tokens, answers)
+            questions[task, part] = asked_of(world.questions(task, count, part=part, generator=numbers), tokenizer)
     said = [item.text for item in world.statements(config.neutral, part="test", generator=numbers)]
     neutral = tokenizer(said, return_tensors="pt").input_ids
     plain = {task: questions[task, "test"].accuracy(taught.model) for task in TASKS}
-    prepared = Prepared(made.model, tokenizer, pairs, questions, neutral, {}, plain)
+    prepared = Prepared(made.model, tokenizer, pairs, questions, neutral, {}, plain, taught.attempts)
     for task in TASKS:
         found = fitted_pairs(prepared, task)
         candidate, accuracy, _ = at.best(at.atoms(found), score_of(prepared, task), config.every)
         prepared.chosen[task] = candidate.setting, accuracy
     return prepared
+
+
+def asked_of(items: Sequence[corpora.Item], tokenizer: Any) -> Questions:
+    """Items as questions of one token's answer."""
+    tokens = tokenizer([item.prompt for item in items], return_tensors="pt").input_ids
+    return Questions(tokens, torch.tensor(tokenizer.convert_tokens_to_ids([item.answer for item in items])))
+
+
+def has_learnt(world: corpora.QuizWorld, seed: int) -> Gate:
+    """The gate of the taught model: nine in ten of a hundred validation questions of the main task."""
+    items = world.questions(MAIN, 100, part="validation", generator=torch.Generator().manual_seed(seed))
+    return lambda model, tokenizer: {f"{MAIN}, %": (asked_of(items, tokenizer).accuracy(model), 90.0)}
 
 
 def lessons(world: corpora.QuizWorld, count: int, slips: float, numbers: torch.Generator) -> list[corpora.Item]:

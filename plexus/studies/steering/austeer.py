@@ -92,6 +92,10 @@ class AtomicSteering(Study):
         "moves instead of a fiftieth is the bar: a block has 64 of them here, and a fiftieth would be one.",
         "`pre-answer` reads the prompt asked once more after prompt and answer: before the answer itself the two "
         "members of a pair are one and the same text.",
+        "One model in ten does not take off in its 600 steps; it is taught again from other weights (`attempts`). "
+        "Before that was so, five seeds and five others gave 26 (10 to 43) and 32 (23 to 40) points for the mechanism, "
+        "-4 (-21 to 13) and 2 (-7 to 10) for the advantage, and a model that knew nothing left the second five "
+        "undecided. Bars are unchanged, the seeds are new.",
         "Five seeds, as many as time allows where five methods try 90 settings for each of three tasks.",
         "Wrong answers of sums are other numbers at random, not those of the nearest item by sentence embedding.",
         "Coordinates are not limited to those that pass the sign test; how many pass, and what share of the chosen "
@@ -170,7 +174,7 @@ class AtomicSteering(Study):
         return prepared_quiz(config, seed)
 
     def run(self, config: Config, prepared: Prepared, seed: int) -> Outcome:
-        metrics: dict[str, float] = {"plain": prepared.plain[MAIN]}
+        metrics: dict[str, float] = {"plain": prepared.plain[MAIN], "attempts": float(prepared.attempts)}
         for task in TASKS:
             found = self._task(config, prepared, task, torch.Generator().manual_seed(seed))
             metrics |= {f"{task} {name}": value for name, value in found.items()}
