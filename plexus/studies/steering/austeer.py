@@ -83,7 +83,7 @@ class AtomicSteering(Study):
         "sum questions instead of BoolQ, COPA, WinoGrande and three sets of word problems"
     )
     data = ("quiz world (generated)",)
-    seeds = 5
+    seeds = 10
     deviations = (
         "The bias is taught: first true answers about all subjects, then, about half of them, a format in which the "
         "usual answer is given also to most questions to which it is wrong. So the accuracy on the others can be "
@@ -96,7 +96,8 @@ class AtomicSteering(Study):
         "Before that was so, five seeds and five others gave 26 (10 to 43) and 32 (23 to 40) points for the mechanism, "
         "-4 (-21 to 13) and 2 (-7 to 10) for the advantage, and a model that knew nothing left the second five "
         "undecided. Bars are unchanged, the seeds are new.",
-        "Five seeds, as many as time allows where five methods try 90 settings for each of three tasks.",
+        "Ten seeds: with the model taught again where needed, five gave -9 (-16 to -2) points for the advantage, five "
+        "others 3 (-7 to 13).",
         "Wrong answers of sums are other numbers at random, not those of the nearest item by sentence embedding.",
         "Coordinates are not limited to those that pass the sign test; how many pass, and what share of the chosen "
         "ones does, is measured.",
