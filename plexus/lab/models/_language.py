@@ -18,9 +18,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +33,15 @@ from plexus.lab.models import _rows
 from plexus.probe._progress import tracked
 from plexus.probe._quiet import random_state_kept
 
-Gate = Callable[[nn.Module, Any], Mapping[str, tuple[float, float]]]
-"""Measures a model: `(model, tokenizer) -> {name: (value, the least that it should be)}`."""
-
 APART = 1_000_003  # between the seeds of two attempts
+
+
+class Gate(Protocol):
+    """What a model has to reach: `gate(model, tokenizer) -> {name: (value, the least that it should be)}`."""
+
+    def __call__(self, model: nn.Module, tokenizer: Any, /) -> Mapping[str, tuple[float, float]]:
+        """Measure a model."""
+        ...
 
 
 class Quality(NamedTuple):
