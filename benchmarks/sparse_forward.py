@@ -83,7 +83,7 @@ def compare(kind: str, size: int, batch: int, sparsity: float, rounds: int) -> d
     bsr = blocks(weight, wiring.density) if kind == "rows" else None
     if bsr is not None:
         contenders["bsr"] = (lambda: bsr @ x[0]) if batch == 1 else lambda: (bsr @ x.T).T
-    return measured(kind, contenders, rounds, [batch, size, size], x, x.numel(), weight, wiring.mask)
+    return measured(kind, contenders, rounds, [batch, size, size], x, weight, wiring.mask)
 
 
 def convolve(samples: int, channels: int, side: int, sparsity: float, rounds: int) -> dict[str, object]:
@@ -105,7 +105,7 @@ def convolve(samples: int, channels: int, side: int, sparsity: float, rounds: in
     }
     for name, call in contenders.items():
         torch.testing.assert_close(call(), contenders["dense"](), atol=1e-3, rtol=1e-3, msg=name)
-    return measured("conv", contenders, rounds, [samples, channels, side, side], x, x.numel(), weight, mask)
+    return measured("conv", contenders, rounds, [samples, channels, side, side], x, weight, mask)
 
 
 def measured(
@@ -114,7 +114,6 @@ def measured(
     rounds: int,
     shape: list[int],
     x: torch.Tensor,
-    outputs: int,
     weight: torch.Tensor,
     mask: torch.Tensor,
 ) -> dict[str, object]:
@@ -130,7 +129,7 @@ def measured(
             times[name].append(clock())
     found = {name: summary(values) for name, values in times.items()}
     per_byte = found.pop("copy")["median_ms"] / (8 * copied)
-    ends = 4 * (x.numel() + outputs)
+    ends = 4 * 2 * x.numel()  # as many outputs as inputs
     floor = (8 * int(mask.sum()) + ends) * per_byte
     mine = found[kind]["median_ms"]
     rivals = [name for name in found if name not in ("rows", "grouped", "conv")]

@@ -68,9 +68,7 @@ def csr_conv(
     sizes = _checked(x, weight, kernel_size, stride, padding, dilation, groups)
     plane = math.prod(n + 2 * p + s for n, p, s in zip(x.shape[2:], sizes[2], sizes[1], strict=True))
     if not fusable(x, weight.values) or x.shape[1] * plane >= _REACH:
-        return csr_conv_reference(
-            x, weight, sizes[0], stride=sizes[1], padding=sizes[2], dilation=sizes[3], groups=groups
-        )
+        return csr_conv_reference(x, weight, *sizes, groups)
     if not (torch.is_grad_enabled() and x.requires_grad) and not torch.compiler.is_compiling():
         return _convolve(x, weight.values, weight.columns, weight.starts, *sizes, groups)
     result: Tensor = _conv(x, *weight[:3], *map(list, sizes), groups)
@@ -78,20 +76,12 @@ def csr_conv(
 
 
 def csr_conv_reference(
-    x: Tensor,
-    weight: CompressedRows,
-    kernel_size: Sizes,
-    *,
-    stride: Sizes | int = 1,
-    padding: Sizes | int = 0,
-    dilation: Sizes | int = 1,
-    groups: int = 1,
+    x: Tensor, weight: CompressedRows, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Tensor:
-    """The same through the whole weight."""
-    sizes = _checked(x, weight, kernel_size, stride, padding, dilation, groups)
-    full = _whole(weight.values, weight.columns, weight.starts, x.shape[1] // groups, sizes[0])
-    convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(sizes[0]) - 1]
-    return cast(Tensor, convolve(x, full, None, *sizes[1:], groups))
+    """The same through the whole weight, with one number per dimension everywhere."""
+    full = _whole(weight.values, weight.columns, weight.starts, x.shape[1] // groups, kernel)
+    convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 1]
+    return cast(Tensor, convolve(x, full, None, stride, padding, dilation, groups))
 
 
 def _checked(

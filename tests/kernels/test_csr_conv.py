@@ -79,7 +79,7 @@ def test_all_derivatives_and_per_sample_ones():
     each = torch.func.vmap(torch.func.grad(lambda v: csr_conv(v[None], rows, (2, 2)).sum()))(x.detach())
     whole = torch.autograd.grad(F.conv2d(x, weight).sum(), x)[0]
     torch.testing.assert_close(each, whole)
-    torch.testing.assert_close(csr_conv_reference(x, rows, (2, 2)), F.conv2d(x, weight))
+    torch.testing.assert_close(csr_conv_reference(x, rows, (2, 2), (1, 1), (0, 0), (1, 1), 1), F.conv2d(x, weight))
 
 
 def test_the_operator_passes_torchs_own_check():
