@@ -144,7 +144,7 @@ def fit(
     before: Callable[[float], None] | None = None,
 ) -> None:
     """Adam on the cross-entropy; `before` is told the progress from 0 to 1 ahead of every epoch."""
-    optimizer = torch.optim.Adam(list(parameters), lr=rate)
+    optimizer = torch.optim.Adam(list(parameters), lr=rate, fused=True)
     with model.on() if isinstance(model, NeuronModes) else nullcontext():
         for epoch in range(epochs):
             if before is not None:

@@ -86,7 +86,11 @@ class EigenShift(DampingStudy):
         "Units are scored on the sentences: a concept that is a list of words is easy for single units to detect, so "
         "that a layer's probe can hardly be better here.",
         "Perplexity is that of neutral sentences of the same world instead of Wikipedia's.",
+        "Forty seeds: in one of ten, the signs of the decomposition let the published projection damp the right "
+        "direction too, which makes ten seeds a draw between 'undecided' and 'holds' (76 points, 57 to 96, and for ten "
+        "others 75, 56 to 94; bar 60). Bars are unchanged, the seeds are new.",
     )
+    seeds = 40
     Config = Config
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
