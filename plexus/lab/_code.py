@@ -31,7 +31,7 @@ PROTOCOL = 1
 
 _MACHINERY = """
     atlas bench calibration catalogue cite claims code command crew doctor files figures frozen ledger local machine
-    pages planted prepared progress report row run runner settings show store study trial verdict worker
+    pages planted prepared progress report row run runner settings show stability store study trial verdict worker
 """
 
 INFRASTRUCTURE = frozenset(

@@ -29,6 +29,7 @@ from plexus.lab._report_rows import (
     verdict_views,
 )
 from plexus.lab._report_words import bar_words, duration, interval_words, like, number, p_words, settings_words, short
+from plexus.lab._stability import redrawn_words
 
 MADE = "<!-- Made from ledger/*.json by `python -m plexus.lab._pages`; edits here are overwritten. -->"
 
@@ -151,7 +152,10 @@ def _study(row: Row, newest: Row | None) -> str:
     said = notices(row, newest, version=None)
     out += [line for sentence in said for line in (f"> {markdown(sentence)}", "")]
     out += ["## Verdict", ""]
-    out += [f"- **{v['question'].capitalize()}: {v['word']}.** {markdown(v['reason'])}" for v in verdict_views(row)]
+    redraws = redrawn_words(row)
+    for view in verdict_views(row):
+        words = f"{view['reason']} {redraws.get(view['question'], '')}".rstrip()
+        out.append(f"- **{view['question'].capitalize()}: {view['word']}.** {markdown(words)}")
     out += ["", "## Checks", ""]
     checks = [_check(check) for check in in_order(row["checks"])]
     names = ["check", "question", "bar", "mean", "95 % interval", "p", "result"]

@@ -40,6 +40,7 @@ from plexus.lab._report_rows import (
     verdict_views,
 )
 from plexus.lab._report_words import duration, number, settings_words, short
+from plexus.lab._stability import redrawn_words
 
 WORDS = ("holds here", "holds in part", "does not hold here", "undecided", "not tested")
 
@@ -155,7 +156,8 @@ def _legend_mark(word: str) -> str:
 
 
 def _row_view(row: Row, newest: Row | None) -> dict[str, Any]:
-    verdicts = verdict_views(row)
+    redraws = redrawn_words(row)
+    verdicts = [{**view, "redrawn": redraws.get(view["question"], "")} for view in verdict_views(row)]
     flags = ["broken"] if row["state"] == "broken" else ["broken trials"] if row["broken"] else []
     searched = [row["slug"], row["family"], row["title"], row["claim"], row["paper"]["title"], row["paper"]["authors"]]
     return {

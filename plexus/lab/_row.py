@@ -14,6 +14,7 @@ from plexus.lab._frozen import Frozen, head, is_clean
 from plexus.lab._ledger import FIGURE_BYTES, KIND, VERSION, Row, clean_number, plain
 from plexus.lab._machine import machine_class, versions
 from plexus.lab._run import Run
+from plexus.lab._stability import redrawn
 from plexus.lab._statistics import benjamini_hochberg
 from plexus.lab._verdict import QUESTIONS, Judged, judge
 from plexus.lab._worker import settings
@@ -144,7 +145,12 @@ def differences(row: Row, ledger: Row) -> list[str]:
         new, old = row["verdicts"][question]["word"], ledger["verdicts"][question]["word"]
         if new != old:
             reason = row["verdicts"][question]["reason"]
-            lines.append(f"{question}: the ledger says {old!r}, this run {new!r}" + (f" ({reason})" if reason else ""))
+            chance = redrawn(ledger).get(question)
+            lines.append(
+                f"{question}: the ledger says {old!r}, this run {new!r}"
+                + (f" ({reason})" if reason else "")
+                + (f"; redraws of the ledger's seeds say so in {100 * chance.get(new, 0.0):.0f} %" if chance else "")
+            )
     return lines
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from plexus.lab._stability import redrawn_words
 from plexus.lab._verdict import QUESTIONS
 
 COLOURS = {
@@ -126,10 +127,13 @@ def show_row(console: Console, row: Row) -> None:
     console.print("[bright_black]* the primary check of its question[/]\n")
     show_arms(console, row)
     console.print()
+    redraws = redrawn_words(row)
     for question in QUESTIONS:
         verdict = row["verdicts"][question]
         reason = f" [bright_black]({escape(verdict['reason'])})[/]" if verdict["reason"] else ""
         console.print(f"{question}: {word(verdict['word'])}{reason}", soft_wrap=True)
+        if question in redraws:
+            console.print(f"  [bright_black]{escape(redraws[question])}[/]", highlight=False, soft_wrap=True)
     frozen = row.get("frozen")
     since = f", bars frozen {frozen['date']} in {frozen['commit'][:10]}" if frozen else ""
     console.print(

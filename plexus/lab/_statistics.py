@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from plexus.errors import RangeError, ShapeError
+from plexus.explain.controls._multiple import Floats as Floats
 from plexus.explain.controls._multiple import benjamini_hochberg as benjamini_hochberg
 from plexus.explain.controls._multiple import finite_numbers
 from plexus.explain.controls._multiple import holm as holm
@@ -46,13 +47,17 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
         >>> round(low, 3), round(high, 3)
         (-0.484, 4.484)
     """
-    array = finite_numbers(values)
-    mean = float(array.mean())
-    if array.size == 1:
-        return Interval(mean, -math.inf, math.inf)
-    spread = float(array.std(ddof=1)) / math.sqrt(array.size)
-    reach = float(special.stdtrit(array.size - 1, 1 - (1 - _level(level)) / 2)) * spread
-    return Interval(mean, mean - reach, mean + reach)
+    mean, reach = t_reach(finite_numbers(values), level)
+    return Interval(float(mean), float(mean - reach), float(mean + reach))
+
+
+def t_reach(values: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
+    """Means and half the t intervals of sets of numbers `[…, number]`, each `[…]`; infinite for one number."""
+    means, count = values.mean(-1), values.shape[-1]
+    if count == 1:
+        return means, np.full(means.shape, math.inf)
+    spread = values.std(-1, ddof=1) / math.sqrt(count)
+    return means, special.stdtrit(count - 1, 1 - (1 - _level(level)) / 2) * spread
 
 
 def t_p_value(values: ArrayLike, bar: float = 0.0) -> float:
@@ -64,14 +69,18 @@ def t_p_value(values: ArrayLike, bar: float = 0.0) -> float:
         >>> round(t_p_value([1.0, 2.0, 3.0]), 4)
         0.0742
     """
-    array = finite_numbers(values)
-    distance = abs(float(array.mean()) - bar)
-    if array.size == 1:
-        return 1.0
-    spread = float(array.std(ddof=1)) / math.sqrt(array.size)
-    if spread == 0.0:
-        return 0.0 if distance > 0 else 1.0
-    return min(1.0, 2.0 * float(special.stdtr(array.size - 1, -distance / spread)))
+    return float(t_p_values(finite_numbers(values), np.array(bar)))
+
+
+def t_p_values(values: Floats, bars: Floats) -> Floats:
+    """`t_p_value` of sets of numbers `[…, number]`, each against a bar of its own `[…]`."""
+    distance, count = np.abs(values.mean(-1) - bars), values.shape[-1]
+    if count == 1:
+        return np.ones(distance.shape)
+    spread = values.std(-1, ddof=1) / math.sqrt(count)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        level = np.minimum(1.0, 2.0 * special.stdtr(count - 1, -distance / spread))
+    return np.where(spread == 0.0, np.where(distance > 0, 0.0, 1.0), level)
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:

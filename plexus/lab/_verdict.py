@@ -19,7 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from plexus.lab._statistics import binomial_tail, holm, sign_flip, t_interval, t_p_value
+import numpy as np
+
+from plexus.lab._statistics import Floats, binomial_tail, holm, sign_flip, t_interval, t_p_values, t_reach
 from plexus.lab._study import BySeed, Check, Question, Study
 
 Word = Literal["holds here", "holds in part", "does not hold here", "undecided", "not tested"]
@@ -133,32 +135,78 @@ def judge_check(check: Check, by_seed: Sequence[BySeed]) -> Judgement:
         return Judgement(check, shown, None, note="no seed finished")
     if None in shown:
         return Judgement(check, shown, None, note="its quantity is not a finite number in every seed")
-    mean, low, high = t_interval(values)
-    bounds = None if math.isinf(low) else (low, high)
-    base = Judgement(check, shown, None, mean=mean, interval=bounds)
-    if check.kind == "exact":
-        return _judge_exact(base, values)
-    if check.kind == "equivalent":
-        return _judge_equivalent(base, values, low, high)
+    array = np.array(values)
+    mean, low, high = t_interval(array)
+    side, level = decide(check, array)
+    base = Judgement(
+        check,
+        shown,
+        {1: True, 0: None, -1: False}[int(side)],
+        mean=mean,
+        interval=None if math.isinf(low) else (low, high),
+        p_interval=None if math.isnan(level) else float(level),
+        note="one seed gives no interval" if math.isinf(low) and check.kind in ("interval", "equivalent") else "",
+    )
+    if check.kind in ("exact", "equivalent"):
+        far = np.abs(array - check.center).max() if check.kind == "exact" else abs(mean - check.center)
+        p = None if check.kind == "exact" else sign_flip(values, float(_edge(check, np.array(mean))))
+        return replace(base, p=p, distance=_ratio(check.margin - far, check.margin), distance_unit="margin")
     bar = check.at_least if check.at_least is not None else check.at_most
     assert bar is not None
     sign = 1.0 if check.at_least is not None else -1.0
     if check.kind == "wins":
-        return _judge_wins(base, values, bar, sign)
-    good = low >= bar if sign > 0 else high <= bar
-    bad = high < bar if sign > 0 else low > bar
-    half = (high - low) / 2
-    unit, name = (abs(bar), "bar") if bar != 0 else (half, "interval")
-    level = 0.0 if half == 0.0 and good else t_p_value(values, bar)
-    return replace(
-        base,
-        passed=True if good else False if bad else None,
-        p=sign_flip(values, bar),
-        p_interval=level,
-        distance=_ratio(sign * (mean - bar), unit),
-        distance_unit=name,
-        note="one seed gives no interval" if bounds is None else "",
+        won, share = int((sign * (array - bar) >= 0).sum()), check.k / check.n
+        return replace(
+            base,
+            p=binomial_tail(won, array.size),
+            distance=(won / array.size - share) / share,
+            note=f"met in {won} of {array.size} seeds, {wins_needed(check, array.size)} needed",
+        )
+    unit, name = (abs(bar), "bar") if bar != 0 else ((high - low) / 2, "interval")
+    return replace(base, p=sign_flip(values, bar), distance=_ratio(sign * (mean - bar), unit), distance_unit=name)
+
+
+def decide(check: Check, values: Floats) -> tuple[Floats, Floats]:
+    """On which side of its bar a check lies, for many sets of seeds at once.
+
+    Args:
+        check: the bar.
+        values: `[…, seed]`, finite.
+
+    Returns:
+        `[…]`, 1 on the good side, -1 on the bad, 0 where the interval decides neither; and the level at which the
+        interval touches the bar, NaN for checks that have no interval.
+    """
+    seeds = values.shape[-1]
+    if check.kind in ("exact", "wins"):
+        if check.kind == "exact":
+            good = np.abs(values - check.center).max(-1) <= check.margin
+        else:
+            bottom, top = _good_range(check)
+            good = ((bottom <= values) & (values <= top)).sum(-1) >= wins_needed(check, seeds)
+        return np.where(good, 1.0, -1.0), np.full(good.shape, np.nan)
+    means, reach = t_reach(values)
+    low, high, (bottom, top) = means - reach, means + reach, _good_range(check)
+    good, bad = (bottom <= low) & (high <= top), (high < bottom) | (low > top)
+    level = np.where((reach == 0.0) & good, 0.0, t_p_values(values, _edge(check, means)))
+    return np.where(good, 1.0, np.where(bad, -1.0, 0.0)), level
+
+
+def _good_range(check: Check) -> tuple[float, float]:
+    if check.kind == "equivalent":
+        return check.center - check.margin, check.center + check.margin
+    return (
+        -math.inf if check.at_least is None else check.at_least,
+        math.inf if check.at_most is None else check.at_most,
     )
+
+
+def _edge(check: Check, means: Floats) -> Floats:
+    """The end of the good range that a mean is closer to."""
+    bottom, top = _good_range(check)
+    if check.kind == "equivalent":
+        return np.where(means > check.center, top, bottom)
+    return np.broadcast_to(top if math.isinf(bottom) else bottom, means.shape)
 
 
 def _ratio(difference: float, unit: float) -> float | None:
@@ -166,46 +214,7 @@ def _ratio(difference: float, unit: float) -> float | None:
         return None
     if unit == 0.0:
         return 0.0 if difference == 0.0 else None
-    return difference / unit
-
-
-def _judge_exact(base: Judgement, values: list[float]) -> Judgement:
-    check = base.check
-    worst = max(abs(value - check.center) for value in values)
-    distance = _ratio(check.margin - worst, check.margin)
-    return replace(base, passed=worst <= check.margin, distance=distance, distance_unit="margin")
-
-
-def _judge_equivalent(base: Judgement, values: list[float], low: float, high: float) -> Judgement:
-    check = base.check
-    bottom, top = check.center - check.margin, check.center + check.margin
-    mean = base.mean or 0.0
-    inside = bottom <= low and high <= top
-    outside = high < bottom or low > top
-    edge = top if mean > check.center else bottom
-    return replace(
-        base,
-        passed=True if inside else False if outside else None,
-        p=sign_flip(values, edge),
-        p_interval=0.0 if low == high and inside else t_p_value(values, edge),
-        distance=_ratio(check.margin - abs(mean - check.center), check.margin),
-        distance_unit="margin",
-        note="one seed gives no interval" if base.interval is None else "",
-    )
-
-
-def _judge_wins(base: Judgement, values: list[float], bar: float, sign: float) -> Judgement:
-    check, seeds = base.check, len(values)
-    won = sum(sign * (value - bar) >= 0 for value in values)
-    needed = wins_needed(check, seeds)
-    share = check.k / check.n
-    return replace(
-        base,
-        passed=won >= needed,
-        p=binomial_tail(won, seeds),
-        distance=(won / seeds - share) / share,
-        note=f"met in {won} of {seeds} seeds, {needed} needed",
-    )
+    return float(difference / unit)
 
 
 def judge(study: type[Study], by_seed: Sequence[BySeed], broken: Sequence[str] = ()) -> Judged:
@@ -224,10 +233,17 @@ def judge(study: type[Study], by_seed: Sequence[BySeed], broken: Sequence[str] =
         >>> judge(planted, seeds).verdicts["mechanism"].word
         'holds here'
     """
-    judgements = [judge_check(check, by_seed) for check in study.checks]
+    judgements, verdicts, sane = answer([judge_check(check, by_seed) for check in study.checks], broken)
+    return Judged(tuple(judgements), verdicts, "measured" if sane and not broken else "broken")
+
+
+def answer(
+    judgements: Sequence[Judgement], broken: Sequence[str] = ()
+) -> tuple[list[Judgement], dict[Question, Verdict], bool]:
+    """From judged checks to both answers: the checks corrected, the verdicts, and whether no sanity check failed."""
+    judgements = list(judgements)
     for question in QUESTIONS:
         _correct(judgements, question)
-    failed = [j.check.name for j in judgements if j.check.role == "sanity" and j.passed is False]
     trouble = _trouble(judgements, broken)
     verdicts: dict[Question, Verdict] = {}
     for question in QUESTIONS:
@@ -235,7 +251,8 @@ def judge(study: type[Study], by_seed: Sequence[BySeed], broken: Sequence[str] =
         if trouble and verdict.word != "not tested":
             verdict = replace(verdict, word="undecided", reason=trouble)
         verdicts[question] = verdict
-    return Judged(tuple(judgements), verdicts, "broken" if broken or failed else "measured")
+    sane = all(j.passed is not False for j in judgements if j.check.role == "sanity")
+    return judgements, verdicts, sane
 
 
 def _trouble(judgements: Sequence[Judgement], broken: Sequence[str]) -> str:
