@@ -7,7 +7,7 @@ gives under that one edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from plexus.errors import DtypeError, RangeError, ShapeError, SiteError
 from plexus.probe._batches import run
-from plexus.probe._progress import tracked
+from plexus.probe._progress import length, tracked
 from plexus.probe._quiet import quiet
 from plexus.units import Site, Visit, attach, sites
 
@@ -62,17 +62,16 @@ def sweep(
             raise RangeError("a cell is a unit and a finite factor", given=tuple(cell))
     samples = batch_length(batch)
     together = max(1, rows // samples)
-    with quiet(model):
-        for start in range(0, len(wanted), together):
-            part = wanted[start : start + together]
-            with attach(model, [_OneEach(site, part, samples)]):
-                output = run(model, _repeated(batch, len(part)), None, None)
-            yield part, output
+    for start in range(0, len(wanted), together):
+        part = wanted[start : start + together]
+        with quiet(model), attach(model, [_OneEach(site, part, samples)]):
+            output = run(model, _repeated(batch, len(part)), None, None)
+        yield part, output
 
 
 def unit_effects(
     model: nn.Module,
-    batches: Sequence[Any],
+    batches: Iterable[Any],
     at: Site | Sequence[Site],
     outcome: Outcome,
     *,
@@ -83,7 +82,7 @@ def unit_effects(
 
     Args:
         model: any module whose inputs are batch first.
-        batches: tensors `[sample, …]` or mappings of such tensors; a list, as it is gone through once per site.
+        batches: tensors `[sample, …]` or mappings of such tensors.
         at: sites whose units are taken one by one.
         outcome: `outcome(output, batch)` gives a number per row, for instance the log-probability of the right answer;
             it is called with outputs of several copies of the batch, and with the batch repeated alike.
@@ -105,7 +104,7 @@ def unit_effects(
     """
     chosen = [at] if isinstance(at, Site) else list(at)
     found: dict[Site, list[Tensor]] = {site: [] for site in chosen}
-    for batch in tracked(batches, "units switched one by one", len(batches), None):
+    for batch in tracked(batches, "units switched one by one", length(batches), None):
         samples = batch_length(batch)
         with quiet(model):
             sizes = sites.measure(model, batch, chosen)
@@ -139,7 +138,11 @@ class _OneEach:
 
     def __call__(self, values: Tensor, visit: Visit) -> Tensor:
         if "b" not in visit.rows:
-            raise SiteError(f"site {self.site.path!r} has no axis of samples", given=f"axes {self.site.axes!r}")
+            raise SiteError(
+                f"site {self.site.path!r} has no axis of samples",
+                given=f"axes {self.site.axes!r}",
+                mend="rows that a mixture sends to an expert are no samples: take the mixture's output, or other sites",
+            )
         axis, lead, copies = visit.rows.index("b"), len(visit.rows), len(self.cells)
         units = values.shape[lead]
         worst = max(cell.unit for cell in self.cells)

@@ -333,7 +333,8 @@ def _operate(entry: Entry, found: Tensor | PackedSequence, call: int, run: Pass)
 def _operate_on(entry: Entry, tensor: Tensor, call: int, run: Pass) -> Tensor | None:
     operation, site = entry.operation, entry.operation.site
     fold = vars(entry.module).get("_plexus_fold")  # (time, batch), while a layer runs with time folded into the batch
-    values, rows, back = (site if fold is None else site.unfolded(fold[0])).view(tensor)
+    seen = site if fold is None else site.unfolded(fold[0])
+    values, rows, back = _with_tokens(seen, tensor, run).view(tensor)
     routed = None
     if entry.expert is not None:
         routed = entry.engine.routes.of(entry.expert, values.shape[rows.index("r")], site.path)
@@ -351,6 +352,16 @@ def _operate_on(entry: Entry, tensor: Tensor, call: int, run: Pass) -> Tensor | 
             f"the edit at site {site.path!r} changed the shape", given=tuple(new.shape), expected=tuple(values.shape)
         )
     return back(new.to(tensor.dtype))
+
+
+def _with_tokens(site: Site, tensor: Tensor, run: Pass) -> Site:
+    """The site as rows `[b · t, unit]` show it, for modules that are called with all tokens of a batch in one row.
+
+    So do shared experts and some MLPs: a site that leaves open what lies between samples and units has tokens there.
+    """
+    if tensor.dim() != 2 or run.positions is None or len(tensor) != run.positions.numel():
+        return site
+    return site.with_tokens(run.positions.shape[1])
 
 
 def _generate(original: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -190,6 +190,18 @@ class Site:
 
         return View(values, tuple(rows), back)
 
+    def with_tokens(self, time: int) -> Site:
+        """The same site where samples and their `time` tokens lie in one dimension, time inside; only of open axes.
+
+        Examples:
+            >>> Site("shared_expert.up_proj").with_tokens(7).axes, Site("head", "b u").with_tokens(7).axes
+            ('(b t:7) u', 'b u')
+        """
+        words = _TOKEN.findall(self.axes)
+        if words[:2] != ["b", "..."] or len(words) != 3:
+            return self
+        return replace(self, axes=f"(b t:{time}) {words[2]}")
+
     def unfolded(self, time: int) -> Site:
         """The same site where `time` steps have been folded into the batch, time outside.
 

@@ -430,6 +430,23 @@ def test_paths_in_a_transformer():
     queries = Site("model.layers.1.self_attn.q_proj", "b t (u:4 f)")
     forth = path_patching(model, clean, corrupted, heads[0], Neurons.of({queries: 4}, {queries: [1]}), METRIC, rows=5)
     assert forth.effects.shape == (4, 3)
+    # the control sends what the sender does in the next pair
+    assert forth.controls.shape == (4, 3)
+    alone = path_patching(
+        model,
+        {name: value[[0, 0]] for name, value in clean.items()},
+        {name: value[[0, 1]] for name, value in corrupted.items()},
+        heads[0],
+        Neurons.of({queries: 4}, {queries: [1]}),
+        lambda output, pair: METRIC(output, torch.zeros_like(pair)),
+    )
+    torch.testing.assert_close(alone.controls[:, 0], forth.controls[:, 0], atol=1e-5, rtol=1e-4)
+    for wrong, error in (({"per": "head"}, UnknownNameError), ({"rows": 0}, RangeError)):
+        with pytest.raises(error):
+            path_patching(model, clean, corrupted, heads[0], None, METRIC, **wrong)
+    one = {name: value[:1] for name, value in clean.items()}
+    with pytest.raises(RangeError, match="control=False"):
+        path_patching(model, one, one, heads[0], None, METRIC)
     assert forth.effects.abs().max() > 1e-4
     assert len(mlps) == 2
 
@@ -489,6 +506,9 @@ def test_a_circuit_from_a_map_and_its_units():
         Circuit({Place(heads[0], -1): 1.0}, {}).neurons(universe)
     with pytest.raises(RangeError):
         Circuit.of(found, 3, least=0.1)
+    for k in (0, -1, True):
+        with pytest.raises(RangeError, match="number of places"):
+            Circuit.of(found, k)
 
 
 def test_faithfulness_of_a_planted_circuit_and_its_control():

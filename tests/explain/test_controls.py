@@ -243,8 +243,40 @@ def test_the_p_value_of_a_curve_is_level_without_an_effect_and_small_with_one():
     planted = controls.dose_curve(model, lambda a: edit.add(of(A, SIZE, 0), a), [0.0, 1.0], suite, n_random=19)["y"]
     assert planted.p == pytest.approx(0.05)
     assert planted.leaves_band == 1
+    assert planted.outside == (1.0,)
     figure = planted.figure()
     assert len(figure.data) == 3
+
+
+def test_a_factor_is_outside_its_band_on_both_sides_of_one():
+    weights = torch.randn(SIZE, generator=seeded(5)) * 0.01
+    weights[0] = 50.0
+    model, suite = linear(weights)
+    curve = controls.dose_curve(
+        model, lambda factor: edit.scale(of(A, SIZE, 0), factor), [0.0, 1.0, 2.0], suite, n_random=19
+    )["y"]
+    assert curve.outside == (0.0, 2.0)
+    assert "outside the band at 0, 2" in str(curve)
+
+
+def t_of(x, y):
+    return stats.ttest_ind(x, y).statistic
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")
+def test_a_permutation_test_of_what_is_no_number_is_refused():
+    with pytest.raises(RangeError, match="not a number"):
+        controls.permutation([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], t_of, draws=99)
+    with pytest.raises(RangeError, match="not a number"):
+        controls.permutation([1.0, 2.0], [3.0, 4.0], lambda x, y: math.nan, draws=99)
+    # an infinite statistic is as large as any: of the six ways to deal four values, two are as extreme
+    p = controls.permutation([1.0, 1.0], [2.0, 2.0], lambda x, y: math.inf if x[0] == x[1] else 0.0, draws=2999)
+    assert p == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_corrections_by_name_want_names():
+    with pytest.raises(DtypeError, match="by name"):
+        controls.adjusted([0.1, 0.2])
 
 
 def test_monotonicity_is_kendalls_tau():

@@ -115,6 +115,28 @@ def test_correlation_and_cka_are_the_textbooks():
     assert found.own[HIDDEN] == pytest.approx((full.argmax(1) == np.arange(30)).mean())
 
 
+@pytest.mark.parametrize("sizes", [[40], [1] * 40, [10, 30], [30, 10], [20, 20], [7] * 5 + [5]])
+def test_the_control_of_cka_pairs_rows_of_different_inputs_whatever_the_batches(sizes):
+    base, other = network(), tuned(network(), 0.1)
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    found = diff.recordings(base, other, list(x.split(sizes)), HIDDEN)
+    with torch.no_grad():
+        a, b = base[:2](x).double().numpy(), other[:2](x).double().numpy()
+    a, b = a - a.mean(0), b - b.mean(0)
+    apart = np.roll(b, max(1, sizes[0] // 2), 0)
+    control = np.linalg.norm(apart.T @ a) ** 2 / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
+    assert found.cka_control[HIDDEN] == pytest.approx(control, abs=1e-8)
+    assert found.cka[HIDDEN] > 0.9
+    assert control < 0.5
+
+
+def test_offloaded_weights_are_not_compared():
+    base, other = network(), tuned(network(), 0.1)
+    other[0].to("meta")
+    with pytest.raises(UnsupportedError, match="without offloading"):
+        diff.weights(base, other)
+
+
 def test_cka_ignores_rotation_and_units_do_not():
     base = nn.Sequential(nn.Linear(6, 6), nn.Identity())
     turned = copy.deepcopy(base)

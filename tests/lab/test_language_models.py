@@ -331,3 +331,10 @@ class TestFamilies:
         for site in hidden:
             assert bool((cut[site][:, chosen.mask(site)] == 0).all())
         assert torch.equal(model.generate(**batch, **four), plain)
+
+
+def test_a_gate_and_heads_that_cannot_be_are_refused():
+    with pytest.raises(DtypeError, match="by name"):
+        train(steps=1, gate=lambda model, tokenizer: 0.5)
+    with pytest.raises(RangeError, match="even width"):
+        train(hidden=12, heads=4, steps=1)

@@ -368,3 +368,10 @@ def test_bad_input() -> None:
         model[0].weight[0, 0] = torch.nan
     with pytest.raises(RangeError, match="not finite"):
         diagonal_fisher(model, [(x, y)])
+
+
+def test_offloaded_weights_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[1].to("meta")
+    with pytest.raises(UnsupportedError, match=r"offloaded(.|\n)*2 of 4 parameters, 1.weight"):
+        diagonal_fisher(model, [(torch.randn(2, 3), torch.tensor([0, 1]))])

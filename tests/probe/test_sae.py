@@ -552,3 +552,9 @@ def test_the_probe_changes_neither_model_nor_random_state():
     assert model.training
     assert meter.reports[0] == meter.reports[5]  # the same model, the same number
     assert meter.series("ratio").shape == (2, 2)
+
+
+def test_a_stream_shorter_than_one_batch_is_refused():
+    rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ShapeError, match=r"before it gave one batch(.|\n)*200 rows(.|\n)*batch=256"):
+        sae.fit(iter([recording(rows)]), features=8, steps=10, generator=torch.Generator().manual_seed(0))

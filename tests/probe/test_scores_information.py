@@ -86,7 +86,7 @@ def test_cells_of_the_grid_keep_the_order_of_values():
     assert int(cells.min()) >= 0
     assert int(cells.max()) < _information.FINE
     zero = _information._fine(torch.tensor([0.0, -0.0, 1e-9, -1e-9, math.inf, -math.inf], dtype=torch.float64))
-    assert zero.tolist() == [256, 256, 256, 256, 512, 0]
+    assert zero.tolist() == [512, 512, 512, 512, 1024, 0]
 
 
 def test_a_stream_gives_the_same_information_as_the_whole():
@@ -291,6 +291,55 @@ def test_bad_choices_of_condition_units():
         scores.condition_units(Scores({A: torch.rand(1, 3)}, ("one",)))
 
 
+def test_information_of_units_that_lie_far_from_zero():
+    """A potential of -65 mV that moves by half a millivolt tells as much as the same movement about zero."""
+    labels = torch.tensor([0, 1] * 100)
+    noise = rows(200, 1, 3) * 0.02
+    for offset in (-65.0, 0.0, 10.0, 1e4):
+        moved = offset + 0.5 * labels[:, None] + noise
+        found = scores.mutual_information(of(moved), labels, correction=None)
+        assert found[A].item() == pytest.approx(1.0, abs=1e-9)
+        pieces = [of(moved[:40]), of(moved[40:])]
+        found = scores.mutual_information(iter(pieces), labels, correction=None)
+        assert found[A].item() == pytest.approx(1.0, abs=1e-9)
+    wide = -65 + 2 * rows(4000, 1, 4)
+    side = (wide[:, 0] > -65).long()
+    assert scores.mutual_information(of(wide), side)[A].item() > 0.9
+
+
+def test_information_of_no_rows_is_undefined():
+    empty = Recording({A: torch.zeros(0, 2)}, {A: Table([])}, samples=2)
+    with pytest.warns(UserWarning, match="no row or every row"):
+        found = scores.mutual_information(empty, torch.tensor([0, 1]))
+    assert found[A].isnan().all()
+
+
+@pytest.mark.parametrize("source", ["recording", "stream"])
+def test_counts_take_the_labels_that_came_with_the_rows(source):
+    values, labels = rows(12, 3, 5), torch.tensor([0, 1, 2] * 4)
+    whole = of(values, labels)
+    record = whole if source == "recording" else iter([of(values[:6], labels[:6]), of(values[6:], labels[6:])])
+    found = scores.count_activations(record)
+    assert found.conditions == ("0", "1", "2")
+    for number in range(3):
+        assert torch.equal(found.active[A][number], (values[labels == number] > 0).sum(0))
+
+
+def test_counts_refuse_a_stream_of_which_only_some_pieces_have_labels():
+    values = rows(12, 3, 5)
+    with pytest.raises(ShapeError, match="needs labels"):
+        scores.count_activations(iter([of(values[:6], torch.tensor([0, 1] * 3)), of(values[6:])]))
+
+
+def test_an_equal_constant_tells_nothing_whatever_its_rounding():
+    labels = (torch.arange(58) < 22).long()
+    values = torch.full((58, 2), 0.7, dtype=torch.float64)
+    values[:22, 1] = 0.1 + 0.2
+    found = scores.dprime(of(values), labels)[A]
+    assert found[0].item() == 0.0
+    assert found[1].item() == -math.inf
+
+
 # massive activations
 
 
@@ -336,3 +385,11 @@ def test_massive_activations_of_a_stream_have_the_streams_samples():
     assert sorted((one.sample, one.position) for one in found.found) == [(0, 2), (2, 0), (2, 1)]
     assert found.found == scores.massive_activations(probe.record(model, batches, site)).found
     assert found.samples == 3
+
+
+def test_samples_without_a_row_count_among_all():
+    values = torch.full((4, 5), 0.1)
+    values[2, 3] = -300.0
+    record = Recording({B: values}, {B: Table([0, 0, 1, 1], [0, 1, 0, 1])}, samples=4)
+    assert scores.massive_activations(record).shares[B][3].item() == 0.25
+    assert scores.massive_activations(iter([record, record])).samples == 8

@@ -208,3 +208,19 @@ def test_what_a_costly_score_holds_is_said_once_before_most_of_it(net, monkeypat
     monkeypatch.setattr("plexus.probe._sizes.LARGE", 3 * values - 1)
     scores.sensitivity(net, batches, H, generator=torch.Generator())
     assert capsys.readouterr().err.count("sensitivity, besides the model's own passes, needs about") == 1
+
+
+@pytest.mark.parametrize("probes", [None, 3])
+def test_sensitivity_counts_nothing_at_padding(tiny, probes):
+    model, _ = tiny("llama")
+    found = sites.mlp(model)[0]
+    ids = torch.tensor([[5, 6, 7]])
+    padded = {"input_ids": torch.tensor([[5, 6, 7, 1, 1]]), "attention_mask": torch.tensor([[1, 1, 1, 0, 0]])}
+    draw = [torch.Generator().manual_seed(0) for _ in range(2)] if probes else [None, None]
+    bare = scores.sensitivity(model, {"input_ids": ids}, found, probes=None)
+    with_padding = scores.sensitivity(model, padded, found, probes=probes, generator=draw[0])
+    if probes is None:
+        torch.testing.assert_close(with_padding[found], bare[found], rtol=1e-5, atol=1e-6)
+    else:  # the rows behind the mask get no sign at all
+        end = scores.sensitivity(model, padded, found, probes=probes, generator=draw[1], output=lambda o: o.logits)
+        torch.testing.assert_close(with_padding[found], end[found])

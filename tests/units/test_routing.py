@@ -269,3 +269,59 @@ def test_routed_rows_stand_alone():
     routed = Routed(torch.tensor([0]), 1, 1)
     with pytest.raises(SiteError, match="stand alone"):
         layout((1, 2), Visit(Site("w1", "r x u"), ("r", "x"), 0, Pass(0), routed=routed), "all")
+
+
+@pytest.fixture(params=["shared expert", "opt"])
+def flattening(request):
+    """Language models that call a part of them with all tokens of a batch in one dimension."""
+    tf = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if request.param == "opt":
+        config = tf.OPTConfig(
+            hidden_size=16, ffn_dim=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=30,
+            word_embed_proj_dim=16, max_position_embeddings=32, dropout=0.0,
+        )  # fmt: skip
+        return tf.OPTForCausalLM(config).eval()
+    config = tf.Qwen2MoeConfig(
+        hidden_size=16, intermediate_size=12, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=30, num_experts=4, moe_intermediate_size=8, shared_expert_intermediate_size=8, num_experts_per_tok=2,
+    )  # fmt: skip
+    return tf.Qwen2MoeForCausalLM(config).eval()
+
+
+@pytest.mark.filterwarnings("ignore:routed experts")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tokens_in_one_dimension_are_told_apart(flattening, batch):
+    (site,) = sites.mlp(flattening)
+    ids = torch.randint(3, 30, (batch, 5), generator=torch.Generator().manual_seed(1))
+    real = torch.ones(batch, 5, dtype=torch.long)
+    real[0, :2] = 0
+    given = {"input_ids": ids, "attention_mask": real}
+    record = probe.record(flattening, given, site)
+    assert record.samples == batch
+    assert record.table[site].sample.tolist() == [s for s in range(batch) for t in range(5) if real[s, t]]
+    last = probe.record(flattening, given, site, pool="last", labels=torch.arange(batch))
+    rows = record.table[site]
+    ends = [int((rows.sample == sample).nonzero()[-1]) for sample in range(batch)]
+    assert torch.equal(last[site], record[site][ends])
+    stream = sites.residual(flattening)[0]
+    both = probe.record(flattening, given, [site, stream])
+    assert both.table[site].position.tolist() == both.table[stream].position.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:routed experts")
+def test_edits_of_the_last_token_reach_it_where_tokens_lie_in_one_dimension(flattening):
+    (site,) = sites.mlp(flattening)
+    ids = torch.randint(3, 30, (2, 5), generator=torch.Generator().manual_seed(1))
+    silent = Neurons.of({site: probe.record(flattening, ids, site)[site].shape[1]}, {site: [0, 1]})
+    record = None
+    with edit.replace(flattening, silent, 7.0, positions="last"):
+        record = probe.record(flattening, {"input_ids": ids}, site)
+    at = record.table[site].position
+    assert (record[site][at == 4][:, :2] == 7).all()
+    assert (record[site][at < 4][:, :2] != 7).all()
+    made = flattening.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    grown = probe.record(flattening, {"input_ids": ids}, site, generate={"max_new_tokens": 3, "min_new_tokens": 3,
+                                                                         "do_sample": False})  # fmt: skip
+    assert made.shape == (2, 8)
+    assert sorted(set(grown.table[site].position.tolist())) == list(range(7))

@@ -74,10 +74,12 @@ class Circuit:
         """The places of a map with the largest effects: the `k` first, or those of at least `least` in size.
 
         Raises:
-            RangeError: neither or both are given, or no place is left.
+            RangeError: neither or both are given, k is not positive, or no place is left.
         """
         if (k is None) == (least is None):
             raise RangeError("a circuit takes its k first places, or those above a bar", given=f"k={k}, least={least}")
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+            raise RangeError("a number of places", given=k, expected="an int, 1 or more")
         ranked = found.top(len(found.places) if k is None else k)
         nodes = {place: effect for place, effect in ranked if least is None or abs(effect) >= least}
         if not nodes:

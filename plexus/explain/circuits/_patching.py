@@ -27,6 +27,7 @@ from plexus.explain.circuits._rows import (
     ALL,
     RowPatch,
     Rows,
+    check_control,
     check_pairs,
     held_by,
     lengths_of,
@@ -144,12 +145,7 @@ def activation_patching(
     refuse_cache(clean)
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise RangeError("a pass has at least one row", given=rows)
-    if control and pairs < 2:
-        raise RangeError(
-            "the control of a patch takes the values of another pair",
-            given="one pair",
-            mend="pass two pairs or more, or control=False",
-        )
+    check_control(control, pairs)
     other = model if source_model is None else source_model
     _same_build(model, other)
     source_input, base_input = (clean, corrupted) if direction == "denoise" else (corrupted, clean)

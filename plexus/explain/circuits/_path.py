@@ -13,7 +13,8 @@ Source: Wang et al. 2023 (path patching); Goldowsky-Dill et al. 2023 (why the re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,11 +22,12 @@ from torch import Tensor, nn
 
 from plexus.errors import RangeError, SiteError, UnknownNameError
 from plexus.explain.circuits._patching import ROWS, Direction, Runner
-from plexus.explain.circuits._places import Metric, PatchMap, Positions, each_place, read_metric, site_list
+from plexus.explain.circuits._places import Metric, PatchMap, Place, Positions, each_place, read_metric, site_list
 from plexus.explain.circuits._rows import (
     Frozen,
     RowPatch,
     Rows,
+    check_control,
     check_pairs,
     held_by,
     lengths_of,
@@ -51,6 +53,7 @@ def path_patching(
     direction: Direction = "noise",
     positions: Positions = "all",
     per: Literal["site", "unit"] = "unit",
+    control: bool = True,
     rows: int = ROWS,
     forward: Forward | None = None,
     progress: bool | None = None,
@@ -58,7 +61,7 @@ def path_patching(
     """The effect of every sender on the metric through its direct paths into the receivers, many senders in one pass.
 
     Args:
-        model, clean, corrupted, metric, direction, rows, forward, progress: as in `activation_patching`.
+        model, clean, corrupted, metric, direction, control, rows, forward, progress: as in `activation_patching`.
         positions, per: of the senders.
         senders: their sites, for instance `px.sites.heads(model)`.
         receivers: sites, or units of them, for instance the queries of some heads; None is the output of the model.
@@ -66,7 +69,7 @@ def path_patching(
             through them as direct.
 
     Returns:
-        The map over the senders, without controls: compare senders with each other, or with `activation_patching`.
+        The map over the senders; its controls send what the sender does in another pair.
 
     Raises:
         SiteError: a receiver without units; default sites that are not found in this model.
@@ -84,15 +87,18 @@ def path_patching(
         >>> for layer in (model.first, model.second):
         ...     _ = nn.init.eye_(layer.weight)
         >>> first, second, into = Site("first", "b u"), Site("second", "b u"), Site("second", "b u", at="input")
-        >>> pair = torch.ones(1, 2), torch.zeros(1, 2)
+        >>> pair = torch.ones(2, 2), torch.zeros(2, 2)
         >>> total = lambda y, pair: y.sum(1)
         >>> for receivers in (None, into):
-        ...     path_patching(model, *pair, first, receivers, total, freeze=[first, second], per="site").effects.item()
-        -2.0
-        -2.0
+        ...     found = path_patching(model, *pair, first, receivers, total, freeze=[first, second], per="site")
+        ...     found.effects.tolist()
+        [[-2.0, -2.0]]
+        [[-2.0, -2.0]]
     """
     if direction not in ("denoise", "noise"):
         raise UnknownNameError.among("direction", str(direction), ("denoise", "noise"))
+    if per not in ("site", "unit"):
+        raise UnknownNameError.among("choice of `per`", str(per), ("site", "unit"))
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise RangeError("a pass has at least one row", given=rows)
     from_sites = site_list(senders)
@@ -100,6 +106,7 @@ def path_patching(
     still = list(dict.fromkeys([*sites.heads(model), *sites.mlp(model)] if freeze is None else freeze))
     pairs = check_pairs(clean, corrupted)
     refuse_cache(clean)
+    check_control(control, pairs)
     source_input, base_input = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
     every = torch.arange(pairs)
     with quiet(model), torch.no_grad():
@@ -109,29 +116,61 @@ def path_patching(
         base = read_metric(metric, output, every)
         kept = {site: list(range(n)) if per == "unit" else [None] for site, n in sizes_of(held).items()}
         places = list(each_place(from_sites, positions, lengths_of(held), kept, pairs))
-        cells = torch.arange(len(places) * pairs)
+        paths = _Paths(model, base_input, pairs, metric, forward, held, own, still, to_sites, chosen, places)
+        donors = [every, every.roll(-1)] if control else [every]
+        effects = [paths.sent(donor, rows, progress) for donor in donors]
+    return PatchMap(
+        tuple(spot for spot, _ in places),
+        effects[0] - base,
+        source - base,
+        base,
+        effects[1] - base if len(effects) > 1 else None,
+        direction,
+    )
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """Runs the cells (place × pair) of a map: what a place sends into the receivers, and what that does."""
+
+    model: nn.Module
+    base_input: Any
+    pairs: int
+    metric: Metric
+    forward: Forward | None
+    held: dict[Site, dict[int, Tensor]]
+    own: dict[Site, dict[int, Tensor]]
+    still: Sequence[Site]
+    to_sites: Sequence[Site]
+    chosen: Mapping[Site, Tensor | None]
+    places: Sequence[tuple[Place, Tensor]]
+
+    def sent(self, donor: Tensor, rows: int, progress: bool | None) -> Tensor:
+        """The metric where each place sends what it holds in pair `donor[pair]`, `[place, pair]`."""
+        cells = torch.arange(len(self.places) * self.pairs)
         effects = torch.empty(len(cells), dtype=torch.float64)
         chunks = list(cells.split(rows))
         for chunk in tracked(chunks, "path patching", len(chunks), progress):
-            place, pair = chunk // pairs, chunk % pairs
-            batch = taken(base_input, pair, pairs)
-            freezers = [Frozen(site, own[site], pair) for site in dict.fromkeys([*still, *to_sites])]
-            patches: list[RowPatch] = []
-            for site in dict.fromkeys(places[i][0].site for i in place.tolist()):
-                row = torch.tensor([i for i, p in enumerate(place.tolist()) if places[p][0].site == site])
-                mine = [(places[int(place[i])], int(pair[i])) for i in row.tolist()]
-                where = Runner.where(mine, held[site], site)
-                patches.append(RowPatch(site, held[site], Rows(row, pair[row], where)))
-            with attach(model, [*freezers, *patches]):
-                output = run(model, batch, forward, None)
-            if to_sites:
-                came = {f.site: f.came for f in freezers if f.site in to_sites}
-                put = [RowPatch(site, came[site], _into(len(chunk), chosen[site])) for site in to_sites]
-                with attach(model, put):
-                    output = run(model, batch, forward, None)
-            effects[chunk] = read_metric(metric, output, pair)
-    grid = effects.reshape(len(places), pairs) - base
-    return PatchMap(tuple(spot for spot, _ in places), grid, source - base, base, None, direction)
+            effects[chunk] = self._cells(chunk // self.pairs, chunk % self.pairs, donor)
+        return effects.reshape(len(self.places), self.pairs)
+
+    def _cells(self, place: Tensor, pair: Tensor, donor: Tensor) -> Tensor:
+        batch = taken(self.base_input, pair, self.pairs)
+        freezers = [Frozen(site, self.own[site], pair) for site in dict.fromkeys([*self.still, *self.to_sites])]
+        patches: list[RowPatch] = []
+        for site in dict.fromkeys(self.places[i][0].site for i in place.tolist()):
+            row = torch.tensor([i for i, p in enumerate(place.tolist()) if self.places[p][0].site == site])
+            mine = [(self.places[int(place[i])], int(pair[i])) for i in row.tolist()]
+            where = Runner.where(mine, self.held[site], site)
+            patches.append(RowPatch(site, self.held[site], Rows(row, donor[pair[row]], where)))
+        with attach(self.model, [*freezers, *patches]):
+            output = run(self.model, batch, self.forward, None)
+        if self.to_sites:
+            came = {f.site: f.came for f in freezers if f.site in self.to_sites}
+            put = [RowPatch(site, came[site], _into(len(pair), self.chosen[site])) for site in self.to_sites]
+            with attach(self.model, put):
+                output = run(self.model, batch, self.forward, None)
+        return read_metric(self.metric, output, pair)
 
 
 def _receivers(receivers: Site | Sequence[Site] | Neurons | None) -> tuple[list[Site], dict[Site, Tensor | None]]:

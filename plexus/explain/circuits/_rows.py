@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plexus.errors import DtypeError, ShapeError, SiteError, UnsupportedError
+from plexus.errors import DtypeError, RangeError, ShapeError, SiteError, UnsupportedError
 from plexus.probe._batches import Forward, run
 from plexus.units import Operation, Site, Visit, attach
 
@@ -26,7 +26,11 @@ def laid_out(values: Tensor, visit: Visit) -> Tensor:
     """Values as `[sample, position, …, unit(, feature)]`: position is the token, else the first other row axis."""
     rows = list(visit.rows)
     if "b" not in rows:
-        raise SiteError(f"site {visit.site.path!r} has no samples to patch row by row", given=f"axes {visit.site.axes}")
+        raise SiteError(
+            f"site {visit.site.path!r} has no samples to patch row by row",
+            given=f"axes {visit.site.axes}",
+            mend="rows that a mixture sends to an expert are no samples: take the mixture's output, or other sites",
+        )
     out = values.movedim(rows.index("b"), 0)
     rows.remove("b")
     if not rows:
@@ -156,6 +160,16 @@ def count_samples(batch: Any) -> int:
     raise DtypeError(
         "the inputs are one batch", given=type(batch).__name__, expected="a tensor or a mapping of tensors"
     )
+
+
+def check_control(control: bool, pairs: int) -> None:
+    """Refuse a control where there is no other pair to take values from."""
+    if control and pairs < 2:
+        raise RangeError(
+            "the control of a patch takes the values of another pair",
+            given="one pair",
+            mend="pass two pairs or more, or control=False",
+        )
 
 
 def check_pairs(first: Any, second: Any) -> int:

@@ -103,11 +103,18 @@ class DoseCurve:
         return (1 + int((largest[1:] >= largest[0] - 1e-12).sum())) / len(curves)
 
     @property
-    def leaves_band(self) -> float | None:
-        """The smallest dose from which on the change stays outside the band of the controls; None if there is none."""
+    def outside(self) -> tuple[float, ...]:
+        """The doses at which the change lies outside the band of the controls."""
         low, high = self.band
-        outside = (self.change < low) | (self.change > high)
-        inside = (~outside).nonzero().squeeze(1)
+        return tuple(self.doses[(self.change < low) | (self.change > high)].tolist())
+
+    @property
+    def leaves_band(self) -> float | None:
+        """The smallest dose from which on the change stays outside the band of the controls; None if there is none.
+
+        For doses that begin where nothing is changed. A factor changes nothing at 1: there see `outside`.
+        """
+        inside = torch.tensor([dose not in self.outside for dose in self.doses.tolist()]).nonzero().squeeze(1)
         first = 0 if not len(inside) else int(inside[-1]) + 1
         return None if first == len(self.doses) else float(self.doses[first])
 
@@ -147,12 +154,14 @@ class DoseCurve:
             "high": high.tolist(),
             "monotonicity": self.monotonicity,
             "p": self.p,
+            "outside": list(self.outside),
             "leaves_band": self.leaves_band,
         }
 
     def __str__(self) -> str:
         low, high = self.band
-        leaves = "never leaves the band" if self.leaves_band is None else f"outside the band from {self.leaves_band:g}"
+        outside = ", ".join(f"{dose:g}" for dose in self.outside)
+        leaves = f"outside the band at {outside}" if outside else "never outside the band"
         lines = [
             f"{self.name}: {self.before:.4g} before; beside {len(self.controls)} {self.beside}: p {self.p:.3g}, "
             f"{leaves}; Kendall's tau with dose {self.monotonicity:+.2f}"

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plexus.errors import RangeError, ShapeError, UnknownNameError
+from plexus.errors import DtypeError, RangeError, ShapeError, UnknownNameError
 
 Floats = NDArray[np.float64]
 
@@ -112,20 +112,35 @@ def permutation(
 
     The statistic defaults to the difference of means. The observed labelling counts, so p is never 0.
 
+    Raises:
+        RangeError: the statistic of the samples, or of a relabelling of them, is NaN.
+
     Examples:
         >>> permutation([5.1, 5.2, 5.3, 5.4], [1.1, 1.2, 1.3, 1.4], draws=999) < 0.05
         True
     """
     a, b = finite_numbers(first), finite_numbers(second)
     measure: Callable[[Floats, Floats], float] = statistic or (lambda x, y: float(x.mean() - y.mean()))
-    observed = abs(measure(a, b))
+
+    def size(x: Floats, y: Floats) -> float:
+        found = abs(measure(x, y))
+        if np.isnan(found):
+            raise RangeError("a statistic of samples is not a number", given=found, mend="define it for equal ones")
+        return found
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _share_as_large(a, b, size, draws, seed)
+
+
+def _share_as_large(a: Floats, b: Floats, size: Callable[[Floats, Floats], float], draws: int, seed: int) -> float:
+    observed = size(a, b)
     pool = np.concatenate([a, b])
     generator = np.random.default_rng(seed)
-    slack = 1e-12 * max(1.0, observed)
+    slack = 1e-12 * max(1.0, observed) if np.isfinite(observed) else 0.0
     extreme = 1
     for _ in range(draws):
         shuffled = generator.permutation(pool)
-        extreme += abs(measure(shuffled[: a.size], shuffled[a.size :])) >= observed - slack
+        extreme += size(shuffled[: a.size], shuffled[a.size :]) >= observed - slack
     return extreme / (draws + 1)
 
 
@@ -142,5 +157,7 @@ def adjusted(p_values: Mapping[str, float], method: Literal["holm", "discoveries
     """
     if method not in ("holm", "discoveries"):
         raise UnknownNameError.among("correction", str(method), ("holm", "discoveries"))
+    if not isinstance(p_values, Mapping):
+        raise DtypeError("p-values come by name", given=type(p_values).__name__, mend="holm(p_values) takes a list")
     correct = holm if method == "holm" else benjamini_hochberg
     return dict(zip(p_values, map(float, correct(list(p_values.values()))), strict=True))

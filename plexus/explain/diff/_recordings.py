@@ -184,6 +184,8 @@ class _Sums:
         n = len(x)
         self.x, self.y = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
         self.xx, self.yy, self.xy, self.xz = (torch.zeros(n, n, dtype=torch.float64) for _ in range(4))
+        self.lag = 0  # rows that the control is off by, half of the first batch
+        self.start = self.late = torch.zeros(0, n, dtype=torch.float64)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         x, y = x - self.about[0], y - self.about[1]
@@ -193,13 +195,21 @@ class _Sums:
         self.xx += x.T @ x
         self.yy += y.T @ y
         self.xy += x.T @ y
-        self.xz += x.T @ y.roll(max(1, len(y) // 2), 0)
+        if not self.lag:
+            self.lag = max(1, len(y) // 2)
+        # every row beside the one `lag` rows before it; the first rows wait for the last ones
+        behind = torch.cat([self.late, y])
+        early = min(len(x), self.lag - len(self.start))
+        self.start = torch.cat([self.start, x[:early]])
+        self.xz += x[early:].T @ behind[: len(x) - early]
+        self.late = behind[len(x) - early :]
 
     def result(self) -> _Result:
         n = max(self.rows, 1)
+        apart = self.xz + self.start.T @ self.late
         mx, my = self.x / n, self.y / n
         xx, yy = self.xx / n - mx.outer(mx), self.yy / n - my.outer(my)
-        xy, xz = self.xy / n - mx.outer(my), self.xz / n - mx.outer(my)
+        xy, xz = self.xy / n - mx.outer(my), apart / n - mx.outer(my)
         scale = float(xx.norm() * yy.norm())
         spread_x, spread_y = xx.diagonal().clamp(min=0).sqrt(), yy.diagonal().clamp(min=0).sqrt()
         still = (spread_x < 1e-9 * (1 + mx.abs())) | (spread_y < 1e-9 * (1 + my.abs()))

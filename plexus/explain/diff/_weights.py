@@ -80,7 +80,8 @@ def weights(base: nn.Module, tuned: nn.Module) -> WeightDiff:
         tuned: the model after.
 
     Raises:
-        UnsupportedError: the two differ in layers or shapes, or their weights are packed and have no lengths.
+        UnsupportedError: the two differ in layers or shapes, or their weights are packed (and have no lengths) or
+            offloaded.
 
     Examples:
         >>> import copy
@@ -99,6 +100,10 @@ def weights(base: nn.Module, tuned: nn.Module) -> WeightDiff:
         for name, one, two in _pairs(base, tuned):
             if not one.is_floating_point():
                 raise UnsupportedError("packed weights have no lengths to compare", given=f"{name}: {one.dtype}")
+            if one.is_meta or two.is_meta:
+                raise UnsupportedError(
+                    "offloaded weights are not in memory", given=name, mend="load both models without offloading"
+                )
             before, after = one.detach().double().cpu().flatten(), two.detach().double().cpu().flatten()
             found = torch.stack(
                 [(after - before).square().sum(), before.square().sum(), after.square().sum(), before @ after]

@@ -188,6 +188,12 @@ def train_language_model(
                     _keep(place, model, tokenizer)
         model.eval()
         measured = {} if gate is None else gate(model, tokenizer)
+        if not isinstance(measured, Mapping):
+            raise DtypeError(
+                "a gate gives what it measured by name",
+                given=type(measured).__name__,
+                expected='{name: (value, at least)}, for instance {"recall": (0.97, 0.95)}',
+            )
         quality = {name: Quality(float(value), float(bar)) for name, (value, bar) in measured.items()}
         made = LanguageModel(model, tokenizer, quality, attempt + 1)
         if made.passed:
@@ -221,6 +227,11 @@ def _config(
         return config
     if hidden % heads:
         raise RangeError("the heads do not share the width evenly", given=f"{hidden} / {heads}")
+    if architecture == "llama" and hidden // heads % 2:
+        raise RangeError(
+            "rotary positions need heads of even width", given=f"{hidden} / {heads} = {hidden // heads}",
+            mend="change hidden= or heads=",
+        )  # fmt: skip
     spread = 0.8 / math.sqrt(hidden)  # the usual 0.02 is meant for widths of a thousand and slows small models down
     if architecture == "llama":
         return transformers.LlamaConfig(

@@ -228,6 +228,13 @@ def _train(
     with Interruption.noted(checkpoint is not None) as interruption:
         for _ in tracked(range(trainer.steps, settings.steps), "training autoencoders", settings.steps, progress):
             rows = feed.draw() if running else None
+            if rows is None and running and not trainer.steps:
+                raise ShapeError(
+                    "the stream ended before it gave one batch of rows",
+                    given=f"{first.shape[1]} rows",
+                    expected=f"batch={settings.batch} or more",
+                    mend="make batch smaller, or pass a function that opens the stream, which is then read again",
+                )
             if rows is None:
                 break
             trainer.step(normalise(design, scale, rows.to(device))[0])

@@ -135,7 +135,10 @@ def superposition(
 
     Raises:
         RangeError: the dictionary is smaller than the layer, or every feature is dead.
-        ShapeError: there are fewer than 10 rows per unit.
+
+    Warns:
+        UserWarning: the number means little: too few rows for the units, a poor reconstruction, training that has not
+            settled. The report repeats it.
     """
     if isinstance(source, nn.Module):
         if at is None or batches is None:

@@ -128,7 +128,7 @@ def count_activations(
 
     Args:
         record: a `Recording` or a stream of them; read once.
-        labels: the condition of each sample, as in `mean`; those of the recording where left out, if it has any.
+        labels: the condition of each sample, as in `mean`; those of the recordings where left out, if they have any.
         names: of the conditions.
         threshold: a unit is active above it. For a gated unit record the gate: SiLU(g) > 0 exactly where g > 0.
         tokens: which rows count: bool `[sample, position]`, positions as the model counts them, or a function of the
@@ -153,14 +153,11 @@ def count_activations(
     """
     if not threshold == threshold:
         raise RangeError("a threshold is a number", given=threshold)
-    own = labels is None and _labelled(record)
-    reading = Reading(record, labels, features, names, required=own)
+    reading = Reading(record, labels, features, names, required=None)
     active: dict[Site, Tensor] = {}
     rows: dict[Site, Tensor] = {}
     conditions: tuple[str, ...] = ()
-    samples = 0
     for piece in reading.pieces():
-        samples = max(samples, piece.first + int(piece.table.sample.max()) + 1 if len(piece.table) else 0)
         counts = torch.ones(len(piece.values), dtype=torch.bool) if tokens is None else _chosen(piece, tokens)
         if bool(piece.values[counts].isnan().any()):
             raise RangeError(f"NaN at {piece.site} is neither active nor silent")
@@ -172,8 +169,8 @@ def count_activations(
         if piece.site in active:
             here = here[0] + active[piece.site], here[1] + rows[piece.site]
         active[piece.site], rows[piece.site] = here
-    if isinstance(tokens, Tensor) and len(tokens) < samples:
-        raise ShapeError("the mask of tokens has too few samples", given=len(tokens), expected=samples)
+    if isinstance(tokens, Tensor) and len(tokens) < reading.samples:
+        raise ShapeError("the mask of tokens has too few samples", given=len(tokens), expected=reading.samples)
     return ActivationCounts(conditions, active, rows, reading.model)
 
 
@@ -210,10 +207,6 @@ def condition_entropy(probability: Scores, magnitude: float = 0.0) -> Scores:
         values[site] = entropy.clamp(0, 1) - magnitude * p.amax(0) / constant
     name = "condition entropy" if magnitude == 0 else f"condition entropy - {magnitude:.3g} × magnitude"
     return Scores(values, None, name, probability.model)
-
-
-def _labelled(record: Source) -> bool:
-    return getattr(record, "labels", None) is not None
 
 
 def _chosen(piece: Piece, tokens: Tokens) -> Tensor:

@@ -101,6 +101,13 @@ def diagonal_fisher(
         raise RangeError("a chunk holds at least one example", given=chunk)
 
     named = select_parameters(model, params)
+    away = [name for name, value in named if value.is_meta]
+    if away:
+        raise UnsupportedError(
+            "importances need the weights in memory, and these are offloaded",
+            given=f"{len(away)} of {len(named)} parameters, {away[0]} for instance",
+            mend="load the model without offloading, or choose others with params=",
+        )
     measure = _Measure(model, loss, forward, temperature)
     sums = {name: torch.zeros_like(value, dtype=dtype, memory_format=torch.contiguous_format) for name, value in named}
     names, values = [name for name, _ in named], [value for _, value in named]

@@ -4,8 +4,10 @@
     I_corrected = I - (R_xy - R_x - R_y + 1) / (2 N ln 2)              R: bins that any of the N rows fell into
 
 The plug-in I is never negative and too large by about the correction; the corrected one scatters around zero for a unit
-that tells nothing. Values are counted, row by row, on a fine grid that needs no range: eight steps per octave of their
-size, both signs, from 2⁻¹⁷ to 2¹⁶. Neighbouring steps are then joined into bins that hold about equally many rows.
+that tells nothing. Values are counted, row by row, on a fine grid that needs no range: sixteen steps per octave of
+their distance from an origin, on both sides, from 2⁻¹⁷ to 2¹⁶. Neighbouring steps are then joined into bins that hold
+about equally many rows. The origin is zero, where rectified units are; for a unit that stays far from zero (in the
+first rows read, its median lies further away than they spread) it is that median.
 
 Sources: Miller 1955 and Madow 1948 (correction), Panzeri et al. 2007 (review).
 """
@@ -26,7 +28,7 @@ from plexus.probe.scores._source import Features, Piece, Reading, Source, warn_u
 from plexus.units import Scores, Site
 from plexus.units._recording import Labels
 
-_OCTAVES, _STEPS, _LOWEST = 32, 8, -16  # the grid: octaves on each side of zero, steps in each, exponent of the lowest
+_OCTAVES, _STEPS, _LOWEST = 32, 16, -16  # the grid: octaves on each side of zero, steps in each, exponent of the lowest
 _SIDE = _OCTAVES * _STEPS
 FINE = 2 * _SIDE + 1
 
@@ -113,6 +115,7 @@ class _Counts:
         self.of = torch.zeros(len(self.concepts), self.units, self.cells, dtype=torch.int64)
         self.all = torch.zeros(self.units, self.cells, dtype=torch.int64)
         self.broken = torch.zeros(self.units, dtype=torch.bool)
+        self.origin = _origin(piece.values) if len(piece.values) else None
 
     def add(self, piece: Piece, together: bool) -> None:
         if together and bool((torch.stack(list(piece.shown.values())).sum(0) != 1).any()):
@@ -120,7 +123,12 @@ class _Counts:
         values = piece.values
         self.broken |= values.isnan().any(0)
         values = values.nan_to_num(0.0, math.inf, -math.inf)
-        cell = _fine(values) if self.edges is None else torch.bucketize(values, self.edges.to(values), right=True)
+        if self.origin is None and len(values):
+            self.origin = _origin(values)
+        if self.edges is not None:
+            cell = torch.bucketize(values, self.edges.to(values), right=True)
+        else:
+            cell = _fine(values if self.origin is None else values - self.origin)
         index = cell + torch.arange(self.units) * self.cells
         self.all += self._count(index)
         for number, shown in enumerate(piece.shown.values()):
@@ -132,7 +140,7 @@ class _Counts:
             return self.of, self.all
         # a cell goes where the middle of its ranks lies
         middle = self.all.cumsum(1) - self.all / 2
-        coarse = (middle / self.all.sum(1, keepdim=True) * bins).long().clamp(max=bins - 1)
+        coarse = (middle / self.all.sum(1, keepdim=True).clamp(min=1) * bins).long().clamp(max=bins - 1)
         rows = torch.zeros(self.units, bins, dtype=torch.int64).scatter_add(1, coarse, self.all)
         shape = (len(self.of), self.units, bins)
         index = coarse.expand(len(self.of), -1, -1)
@@ -140,6 +148,13 @@ class _Counts:
 
     def _count(self, index: Tensor) -> Tensor:
         return torch.bincount(index.reshape(-1), minlength=self.units * self.cells).view(self.units, self.cells)
+
+
+def _origin(values: Tensor) -> Tensor:
+    """Where the fine grid of each unit is finest, `[unit]`."""
+    some = values[:4096].nan_to_num(0.0, 0.0, 0.0)
+    middle = some.median(0).values
+    return torch.where(middle.abs() > some.amax(0) - some.amin(0), middle, 0.0)
 
 
 def _fine(values: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class MassiveActivations:
     Attributes:
         found: each with its place.
         sizes: units of the sites looked at.
-        samples: how many samples were seen.
+        samples: how many samples were seen, those without a row included.
         model: fingerprint of the model, if known.
     """
 
@@ -102,17 +102,15 @@ def massive_activations(
     reading = Reading(record, None, features)
     found: list[Massive] = []
     sizes: dict[Site, int] = {}
-    samples = 0
     for piece in reading.pieces():
         sizes[piece.site] = piece.values.shape[1]
         sample = piece.table.sample
-        samples = max(samples, piece.first + int(sample.max()) + 1 if len(sample) else 0)
         size = piece.values.abs()
         for number in sample.unique().tolist():
             rows = (sample == number).nonzero().squeeze(1)
             found += _of_sample(piece, rows, size[rows], magnitude, ratio)
     found.sort(key=lambda one: -abs(one.value))
-    return MassiveActivations(tuple(found), sizes, samples, reading.model)
+    return MassiveActivations(tuple(found), sizes, reading.samples, reading.model)
 
 
 def _of_sample(piece: Piece, rows: Tensor, size: Tensor, magnitude: float, ratio: float) -> Sequence[Massive]:

@@ -32,19 +32,23 @@ class Moments:
 
     def __init__(self, units: int) -> None:
         self.count = 0
-        self._mean = torch.zeros(units, dtype=torch.float64)
+        self._origin: Tensor | None = None  # the first row: a constant lies exactly at it, without rounding
+        self._mean = torch.zeros(units, dtype=torch.float64)  # from the origin
         self._deviations = torch.zeros(units, dtype=torch.float64)
 
     @property
     def mean(self) -> Tensor:
         """Mean of each unit; NaN where there are no rows."""
-        return self._mean if self.count else torch.full_like(self._mean, torch.nan)
+        return self._mean + self._origin if self._origin is not None else torch.full_like(self._mean, torch.nan)
 
     def add(self, rows: Tensor) -> None:
         """More rows, `[row, unit]`."""
         if not len(rows):
             return
         rows = rows.double()
+        if self._origin is None:
+            self._origin = rows[0].nan_to_num(0.0, 0.0, 0.0)
+        rows = rows - self._origin
         mean = rows.mean(0)
         self._merge(len(rows), mean, (rows - mean).square().sum(0))
 

@@ -28,7 +28,7 @@ from plexus.probe._progress import length, tracked
 from plexus.probe._quiet import quiet, state_kept
 from plexus.probe._record import Loss, _sites
 from plexus.probe._sizes import announce
-from plexus.probe._taps import Slope
+from plexus.probe._taps import Slope, Taken
 from plexus.probe.scores._batch import logits_of
 from plexus.probe.scores._moments import mean
 from plexus.units import Recording, Scores, Site, Visit, attach, fingerprint
@@ -119,8 +119,8 @@ def sensitivity(
 ) -> Scores:
     """How much the output of a model moves with a unit: its variance per variance of small noise on the unit.
 
-    Summed over all output numbers that a row of the unit reaches, averaged over rows; one batch is held at a time, and
-    what that takes is said on stderr when the first batch shows it to be more than a GiB.
+    Summed over all output numbers that a row of the unit reaches (but none at padding), averaged over rows. One batch
+    is held at a time, and what that takes is said on stderr when the first batch shows it to be more than a GiB.
 
     Args:
         model: any module; it is as before when this returns.
@@ -162,6 +162,7 @@ def sensitivity(
                     raise ShapeError("the output holds no samples", given=getattr(y, "shape", type(y).__name__))
                 taken = [visit for slope in slopes for visit in slope.taken()]
                 inputs = [visit.value for visit in taken]
+                y = _real(y, taken)
                 if not number:  # values, their gradients and the squares
                     size = 3 * sum(value.nbytes for value in inputs)
                     announce("sensitivity, besides the model's own passes,", size)
@@ -255,6 +256,14 @@ def _integrate(
 def _summed(visit: Visit, values: Tensor) -> Tensor:
     """One number per unit: what belongs to the features of a unit adds up."""
     return values.sum(-1) if values.dim() == len(visit.rows) + 2 else values
+
+
+def _real(y: Tensor, taken: Sequence[Taken]) -> Tensor:
+    """The output `[b, t, …]` with zeros at padding, so that nothing is counted there."""
+    masks = [mask for mask in (one.visit.run.mask for one in taken) if mask is not None and mask.shape == y.shape[:2]]
+    if not masks or y.dim() < 3:
+        return y
+    return y.masked_fill(~masks[-1].to(y.device).reshape(*y.shape[:2], *[1] * (y.dim() - 2)), 0)
 
 
 def _directions(y: Tensor, probes: int | None, generator: torch.Generator | None) -> Iterator[Tensor]:

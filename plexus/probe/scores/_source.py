@@ -40,15 +40,27 @@ class Piece:
 
 @dataclass
 class Reading:
-    """A recording (or a stream of them) being read, and what it turned out to hold."""
+    """A recording (or a stream of them) being read, and what it turned out to hold.
+
+    Attributes:
+        source: what is read.
+        labels: those given; without them the recordings' own are read where they are `required`.
+        features: how a unit of several features becomes one number.
+        names: of the classes or concepts.
+        required: whether labels are; None: the recordings' own count where the first of them has any.
+        model: fingerprint of the model.
+        named: whether there are several concepts.
+        samples: how many there were, once all was read.
+    """
 
     source: Source
     labels: Labels | None
     features: Features = None
     names: Sequence[str] | None = None
-    required: bool = False
+    required: bool | None = False
     model: str | None = None
     named: bool = False
+    samples: int = 0
 
     def pieces(self) -> Iterator[Piece]:
         """Every row once."""
@@ -59,6 +71,8 @@ class Reading:
         for record in recordings(self.source):
             self.model = record.model if self.model is None else self.model
             concepts = given
+            if self.required is None:
+                self.required = given is None and record.labels is not None
             if concepts is None and self.required:
                 if record.labels is None:
                     raise ShapeError("this score needs labels", mend="pass labels=, or record with labels")
@@ -81,6 +95,7 @@ class Reading:
                     shown = {} if concepts is None else {n: member[rows] for n, member in concepts.members.items()}
                     yield Piece(site, _flat(site, values, self.features), table, shown, first)
             first, seen = stop, seen + 1
+            self.samples = stop
         if not seen:
             raise ShapeError("there is nothing to score", given="no recording")
         if given is not None and first != given.samples:

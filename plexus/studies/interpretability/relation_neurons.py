@@ -132,10 +132,7 @@ class RelationNeurons(Study):
         "Interference is asked of a second model that knows a part of the facts: at full recall nothing can improve.",
         "The matched random sets are drawn at each site, so for each layer and projection, the chosen units included, "
         "since some rankings take more than half of a site; what the two share counts against the method.",
-        "Twenty seeds: ten gave 11 points beyond the bar (2 to 21), so near it that ten others may be undecided; those "
-        "that were tried were not (15, 10 to 19). Bars are unchanged, the seeds are new.",
     )
-    seeds = 20
     Config = Config
     scales: ClassVar = {
         "smoke": {
