@@ -30,8 +30,9 @@ from plexus.edit._layers import (
     layout,
     outputs,
 )
-from plexus.edit._new_bias import declare_biases, why_no_bias
+from plexus.edit._new_bias import plan_biases
 from plexus.edit._step import Step
+from plexus.edit._trial import why_other
 from plexus.errors import DtypeError, RangeError, UnsupportedError
 from plexus.units import Site
 from plexus.units._exact import why_not_exact
@@ -93,7 +94,8 @@ def bake(model: nn.Module, edit: Edit, *, new_bias: bool = False, anyway: bool =
     Possible for `scale`, `add`, `replace` and `clamp` to a value, at the input or output of a linear layer, a
     convolution, GPT-2's transposed linear layer, an embedding or a norm, and at a module whose output goes straight
     into one of these in a `Sequential`. Along directions the same, and `rotate`, at a linear layer or an embedding.
-    All that cannot be exact is refused before anything is changed.
+    All that cannot be exact is refused before anything is changed; each layer is also run with its new weights beside
+    the edited one, on random numbers, since a layer may compute something else with its weights than its kind does.
 
     Args:
         model: changed in place.
@@ -104,7 +106,8 @@ def bake(model: nn.Module, edit: Edit, *, new_bias: bool = False, anyway: bool =
 
     Raises:
         UnsupportedError: weights are tied, shared or computed from others; something nonlinear lies between; the edit
-            is a limit, a patch, inside a loop, or for some tokens or calls only.
+            is a limit, a patch, inside a loop, or for some tokens or calls only; a direction crosses the groups of a
+            convolution; a new bias would be lost on reading the checkpoint.
         RangeError: the edit has no unit.
 
     Examples:
@@ -126,10 +129,15 @@ def bake(model: nn.Module, edit: Edit, *, new_bias: bool = False, anyway: bool =
         raise RangeError("there are no units to bake", given=repr(edit))
     # W g(f(x)) takes in g before f: what happens last to the values that a layer reads is written first
     reads = sorted((task for task in tasks if task.reads), key=lambda task: -task.distance)
-    for task in [*reversed(reads), *(task for task in tasks if not task.reads)]:
+    puts = [task for task in tasks if not task.reads]
+    for task in [*reversed(reads), *puts]:
         weights = _Weights(model, task.module, task.site, pending, new_bias)
         for change in (_read if task.reads else _put_out)(weights, task.gain, task.bias):
             pending[change.name] = change
+    plan = plan_biases(model, [change.new_in for change in pending.values() if change.new_in is not None])
+    for layer, reason in plan.refused.items():
+        raise _refusal(next(task.site for task in tasks if task.module is layer), reason)
+    _check_function(pending, reads, puts)
     error = 0.0
     with torch.no_grad():
         for change in pending.values():
@@ -139,7 +147,7 @@ def bake(model: nn.Module, edit: Edit, *, new_bias: bool = False, anyway: bool =
             change.parameter.copy_(rounded)
             if change.new_in is not None:
                 change.new_in.bias = change.parameter
-    declare_biases(model, [name for name, change in pending.items() if change.new_in is not None])
+    plan.declare()
     dtypes = {change.parameter.dtype for change in pending.values()}
     coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
     return Baked(tuple(pending), error, coarsest)
@@ -213,6 +221,21 @@ def _task(model: nn.Module, site: Site, gain: Tensor, bias: Tensor) -> _Task:
     return _Task(site, module, reads, distance, *_flat(site, gain, bias, (inputs if reads else outputs)(module)))
 
 
+def _check_function(pending: Mapping[str, _Change], reads: Sequence[_Task], puts: Sequence[_Task]) -> None:
+    """Each layer with its new weights is run beside the edited one, before anything is written."""
+    last = {task.module: task for task in (*reads, *puts)}
+    for module, task in last.items():
+        new = {
+            change.name.rpartition(".")[2]: change.value
+            for change in pending.values()
+            if change.new_in is module or any(change.parameter is own for own in module._parameters.values())
+        }
+        edits = [[(one.gain, one.bias) for one in side if one.module is module] for side in (reads, puts)]
+        reason = why_other(module, new, *edits)
+        if reason:
+            raise _refusal(task.site, reason)
+
+
 def _check_weights(model: nn.Module, module: nn.Module, site: Site) -> None:
     """A layer whose weights cannot be edited exactly is refused before anybody asks for their shape."""
     reason = None if getattr(module, "weight", None) is None else why_not_exact(module, model=model)
@@ -243,9 +266,6 @@ class _Weights:
         name, (_, weight, _) = self._new_bias_name(), self.get("weight")
         if not self.new_bias:
             raise _refusal(self.site, "the layer has no bias to hold the constant", mend="bake(..., new_bias=True)")
-        reason = why_no_bias(self.model, self.module, name)
-        if reason is not None:
-            raise _refusal(self.site, reason)
         known = self.pending.get(name)
         if known is not None:
             return name, known.parameter, known.value, self.module
@@ -272,9 +292,7 @@ def _read(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
     matrix = by_input(module, weight)  # [out, in, …] of each group
     groups = matrix.shape[0]
     if gain.dim() == 2:
-        if groups > 1:
-            raise _refusal(site, "a direction crosses the groups of a convolution")
-        changed = torch.einsum("goi...,ij->goj...", matrix, gain)
+        changed = torch.einsum("goi...,gij->goj...", matrix, _by_group(site, gain, groups))
     else:
         columns = gain.reshape(groups, 1, -1, *(1 for _ in matrix.shape[3:]))
         changed = torch.where(columns == 0, torch.zeros_like(matrix), matrix * columns)
@@ -296,7 +314,9 @@ def _put_out(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
         raise _refusal(site, f"a {type(module).__name__} scales each unit by itself")
     rows = by_output(module, weight)  # [out, …]
     if gain.dim() == 2:
-        changed = torch.einsum("ij,j...->i...", gain, rows)
+        groups = int(getattr(module, "groups", 1))
+        blocks = _by_group(site, gain, groups)
+        changed = torch.einsum("gij,gj...->gi...", blocks, rows.unflatten(0, (groups, -1))).flatten(0, 1)
     else:
         changed = rows * gain.reshape(-1, *(1 for _ in rows.shape[1:]))
     if isinstance(module, nn.Embedding):
@@ -307,6 +327,16 @@ def _put_out(weights: _Weights, gain: Tensor, bias: Tensor) -> list[_Change]:
         turned = gain @ offset if gain.dim() == 2 else offset * gain
         changes.append(_Change(name, parameter, turned + bias, new_in))
     return changes
+
+
+def _by_group(site: Site, gain: Tensor, groups: int) -> Tensor:
+    """A matrix over units as `[group, unit, unit]` over those of each group, which alone share a layer's weights."""
+    size = len(gain) // groups
+    within = gain.reshape(groups, size, groups, size).diagonal(dim1=0, dim2=2).movedim(-1, 0)
+    crossing = gain - torch.block_diag(*within)
+    if bool((crossing.abs() > 1e-12 * gain.abs().max()).any()):  # less is the rounding of a pseudoinverse
+        raise _refusal(site, "a direction crosses the groups of a convolution")
+    return within
 
 
 def _unpadded(module: nn.Module) -> bool:

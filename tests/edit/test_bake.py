@@ -176,6 +176,61 @@ def test_what_cannot_be_exact_is_refused_and_changes_nothing(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose kernels are brought to one size before they are used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight / self.weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Scaled(nn.Embedding):
+    """An embedding that multiplies what it looks up."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return 3 * super().forward(ids)
+
+
+class Keyed(nn.Linear):
+    """A linear layer that cannot be called with what it reads alone."""
+
+    def forward(self, x: Tensor, *, key: Tensor) -> Tensor:
+        return super().forward(x) * key
+
+
+@pytest.mark.parametrize(
+    ("layer", "verb", "why"),
+    [
+        (lambda: Standardised(4, 4, 3), "scale", "computes something else"),
+        (lambda: Scaled(9, 4), "add", "computes something else"),
+        (lambda: Keyed(3, 4), "scale", "does not run as its kind does"),
+        (lambda: nn.Embedding(9, 4, max_norm=1.0), "scale", "computes something else"),
+    ],
+)
+def test_a_layer_that_computes_something_else_with_its_weights_is_refused(
+    layer: Callable[[], nn.Module], verb: str, why: str
+) -> None:
+    model = nn.Sequential(layer())
+    site = Site("0", "b u y x") if isinstance(model[0], nn.Conv2d) else Site("0", "b u")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UnsupportedError, match=why):
+        edit.bake(model, VERBS[verb](Neurons.of({site: 4}, {site: [1, 2]})))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_subclass_that_computes_as_its_kind_is_baked() -> None:
+    class Named(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    model, site, x = nn.Sequential(Named(3, 4)), Site("0"), torch.randn(5, 3)
+    action = edit.scale(Neurons.of({site: 4}, {site: [1, 2]}), 2.0)
+    with action.on(model):
+        expected = model(x)
+    edit.bake(model, action)
+    torch.testing.assert_close(model(x), expected)
+
+
 def test_a_refused_step_leaves_the_others_undone() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     first, second = Site("0"), Site("2", at="input")

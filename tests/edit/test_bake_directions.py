@@ -68,6 +68,37 @@ def test_a_direction_within_some_units_and_two_edits_in_a_row() -> None:
     torch.testing.assert_close(model(x), steered)
 
 
+GROUPED: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "convolution": (lambda: nn.Conv2d(4, 6, 3, groups=2), "output"),
+    "depthwise": (lambda: nn.Conv2d(6, 6, 3, groups=6), "output"),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), "output"),
+    "what a convolution reads": (lambda: nn.Conv2d(6, 4, 3, groups=2), "input"),
+}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_a_direction_across_the_groups_of_a_convolution_is_refused(name: str) -> None:
+    make, side = GROUPED[name]
+    model, site = nn.Sequential(make()), Site("0", "b u y x", at=side)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UnsupportedError, match="crosses the groups"):
+        edit.bake(model, steer.ablate({site: torch.randn(6)}))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in GROUPED if name != "depthwise"])
+def test_directions_within_groups_are_baked(name: str) -> None:
+    make, side = GROUPED[name]
+    model, site = nn.Sequential(make()), Site("0", "b u y x", at=side)
+    one_each, x = torch.block_diag(torch.randn(1, 3), torch.randn(1, 3)), torch.randn(2, 6, 5, 5)
+    action = steer.ablate({site: one_each}).then(steer.scale({site: one_each[0] + torch.eye(6)[1]}, 3.0))
+    x = x[:, : model[0].in_channels]
+    with action.on(model):
+        steered = model(x)
+    edit.bake(model, action)
+    torch.testing.assert_close(model(x), steered, atol=1e-5, rtol=1e-5)
+
+
 def test_adding_to_a_norm_is_its_bias(tiny: Callable[..., Any]) -> None:
     model, inputs = tiny("gpt2")
     action, before = made("add", Site("transformer.h.1.ln_2")), copy.deepcopy(model)
@@ -101,6 +132,45 @@ def test_a_bias_that_no_checkpoint_could_hold_is_refused(tiny: Callable[..., Any
     with pytest.raises(UnsupportedError, match="no place"):
         edit.bake(model, made("add", Site("model.layers.0.mlp.down_proj")), new_bias=True)
     assert model.state_dict().keys() == before.keys()
+
+
+def glm() -> tuple[Any, dict[str, Tensor]]:
+    """A model whose `attention_bias` is about query, key and value, and not about the output projection."""
+    import transformers as tf
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 4}
+    tokens = {"vocab_size": 30, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    model = tf.GlmForCausalLM(tf.GlmConfig(attention_bias=False, **sizes, **tokens)).eval()
+    return model, {"input_ids": torch.randint(3, 30, (2, 6), generator=torch.Generator().manual_seed(1))}
+
+
+def test_a_bias_that_the_field_of_the_configuration_is_not_about_is_refused() -> None:
+    model, _ = glm()
+    before, config = set(model.state_dict()), model.config.to_dict()
+    with pytest.raises(UnsupportedError, match=r"no place for a bias at \S+o_proj, also with attention_bias=True"):
+        edit.bake(model, made("add", Site("model.layers.0.self_attn.o_proj")), new_bias=True)
+    assert set(model.state_dict()) == before
+    assert model.config.to_dict() == config
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["by itself", "inside another model"])
+def test_the_biases_beside_a_new_one_are_zeros_and_those_of_the_checkpoint(inside: bool, tmp_path: Any) -> None:
+    model, inputs = glm()
+    prefix = "backbone." if inside else ""
+    around: nn.Module = nn.ModuleDict({"backbone": model}) if inside else model
+    action = made("add", Site(f"{prefix}model.layers.1.self_attn.q_proj"))
+    with action.on(model if not inside else around):
+        steered = logits(model, inputs)
+    edit.bake(around, action, new_bias=True)
+    torch.testing.assert_close(logits(model, inputs), steered)
+    added = {name: value for name, value in model.state_dict().items() if name.endswith(".bias")}
+    assert {name.split(".")[-2] for name in added} == {"q_proj", "k_proj", "v_proj"}
+    assert [name for name, value in added.items() if value.any()] == ["model.layers.1.self_attn.q_proj.bias"]
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert torch.equal(logits(again, inputs), logits(model, inputs))
 
 
 def test_what_is_not_linear_is_refused(tiny: Callable[..., Any]) -> None:

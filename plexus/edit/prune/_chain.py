@@ -1,13 +1,14 @@
 """Following units through a traced module: who makes them, what carries them, who reads them.
 
-From the site the units are followed back through what keeps them apart (activations, batch norms, pools, a product of
-two branches) to the layers that make them, and forward to the layers that read them. What mixes units, adds a
-residual or hands them out of the model ends the search with the reason.
+From the site the units are followed back through what keeps them apart (activations, batch norms, pools after a
+convolution, a product of two branches) to the layers that make them, and forward to the layers that read them. What
+mixes units, adds a residual or hands them out of the model ends the search with the reason.
 """
 
 from __future__ import annotations
 
 import operator
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -105,6 +106,8 @@ class _Walk:
             stray = [user for user in self._users(node) if user not in self.made and user not in reached]
             if stray or any(self._is_layer(user) for user in self._users(node)):
                 raise self._no(f"the values of {node.name} also go another way")
+        for node in self.made | reached:
+            self._over_places(node)
         if not self.chain.consumers:
             raise self._no("no layer reads them")
         direct = {str(node.target).rpartition(".")[0] for node in self.graph.nodes if node.op == "get_attr"}
@@ -287,6 +290,29 @@ class _Walk:
         if module is not None and layer_kind(module) is not None:
             return False
         return any(self._flat(source) for source in self._carried(node))
+
+    def _over_places(self, node: fx.Node) -> None:
+        """Raise where a pool, a padding or a mean runs over units, as it does where no convolution made places."""
+        module, name = self._module(node), self._name(node)
+        if isinstance(module, _SPACE) or (module is None and self._pools(name)):
+            kind = name if module is None else type(module).__name__
+            wanted = int((re.findall(r"(\d)d", kind) or [1])[-1])
+        elif module is None and name == "mean":
+            kind, wanted = name, 2
+        else:
+            return
+        have = min(self._places(source) for source in self._carried(node))
+        if have < wanted or (name == "mean" and have != wanted):
+            what = f"convolutions left {have} of them" if have else "no convolution made them"
+            raise self._no(f"{node.name} ({kind}) runs over units: it takes {wanted}-d places, and {what}")
+
+    def _places(self, node: fx.Node) -> int:
+        """How many dimensions of place the values of a node have behind the units: those of the convolutions."""
+        module = self._module(node)
+        if module is not None and layer_kind(module) is not None:
+            weight: Any = module.weight
+            return weight.dim() - 2 if layer_kind(module) == "conv" else 0
+        return 0 if self._flattens(node) else min(self._places(source) for source in self._carried(node))
 
     def _flattens(self, node: fx.Node) -> bool:
         """From channels to features: `[b, u, …]` to `[b, u·…]`."""

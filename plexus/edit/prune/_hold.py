@@ -9,11 +9,13 @@ import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-from plexus.edit.prune._cuts import Cuts
+from plexus.edit._checkpoint import built, in_a_line
+from plexus.edit.prune._cuts import Cuts, layer_kind, width_in
+from plexus.edit.prune._transformer import is_down
 from plexus.errors import UnsupportedError
+from plexus.units import Site
 
 __all__ = ["Widths", "fit"]
 
@@ -31,7 +33,9 @@ class Widths(NamedTuple):
     features: int | None = None
 
 
-def fit(model: nn.Module, prefix: str, cuts: Cuts, widths: Widths) -> dict[str, tuple[Any, Any]]:
+def fit(
+    model: nn.Module, prefix: str, cuts: Cuts, widths: Widths, left: Mapping[Site, tuple[int, ...]]
+) -> dict[str, tuple[Any, Any]]:
     """Change the cuts so that the modules are as the configuration will say; returns what changes in it.
 
     Args:
@@ -39,6 +43,7 @@ def fit(model: nn.Module, prefix: str, cuts: Cuts, widths: Widths) -> dict[str, 
         prefix: its name with a dot behind, as the cuts have it.
         cuts: what is removed; gains the attributes of modules.
         widths: what is left.
+        left: the same by site: one number for hidden units, three for heads.
 
     Raises:
         UnsupportedError: the architecture cannot hold the widths.
@@ -49,14 +54,14 @@ def fit(model: nn.Module, prefix: str, cuts: Cuts, widths: Widths) -> dict[str, 
     for explicit in (False, True) if widths.heads is not None else (False,):
         try:
             new, changed = _configured(old, widths, explicit)
-            fresh = _built(model, new)
+            fresh = built(model, new)
         except UnsupportedError:
             raise
         except Exception as error:  # the configuration or the model refuses the numbers, in its own words
-            raise _cannot(model, f"it says: {_line(error)}") from error
-        wrong = _misfits(model, prefix, cuts, fresh)
+            raise _cannot(model, f"it says: {in_a_line(error)}") from error
+        wrong = _misfits(model, prefix, cuts, fresh) or _strangers(model, prefix, fresh, left, changed)
         if not wrong:
-            _attributes(model, prefix, cuts, _built(model, copy.deepcopy(old)), fresh)
+            _attributes(model, prefix, cuts, built(model, copy.deepcopy(old)), fresh)
             _keep_config(cuts, prefix, old, changed)
             return changed
         first = wrong
@@ -86,13 +91,6 @@ def _configured(old: Any, widths: Widths, explicit: bool) -> tuple[Any, dict[str
     return new, changed
 
 
-def _built(model: nn.Module, config: Any) -> nn.Module:
-    with torch.device("meta"):
-        kind: Any = type(model)
-        built: nn.Module = kind(config)
-    return built
-
-
 def _misfits(model: nn.Module, prefix: str, cuts: Cuts, fresh: nn.Module) -> str:
     """Which tensors would not have the shapes that the configuration asks for."""
     wanted = _shapes(fresh)
@@ -106,6 +104,30 @@ def _misfits(model: nn.Module, prefix: str, cuts: Cuts, fresh: nn.Module) -> str
             if have != wanted[full]:
                 wrong.append(f"{full} would be {have}, the configuration asks for {wanted[full]}")
     return "; ".join(wrong[:2]) + (f"; and {len(wrong) - 2} more" if len(wrong) > 2 else "")
+
+
+def _strangers(
+    model: nn.Module,
+    prefix: str,
+    fresh: nn.Module,
+    left: Mapping[Site, tuple[int, ...]],
+    changed: Mapping[str, tuple[Any, Any]],
+) -> str:
+    """Which layers that the configuration does not build, put in by hand, would not be as wide as it says."""
+    named, known = dict(model.named_modules()), {path for path, _ in fresh.named_modules()}
+    own = {site.path.removeprefix(prefix): width for site, width in left.items()}
+    was, will = next((change for name, change in changed.items() if name in _HIDDEN), (None, None))
+    for path, module in named.items():
+        if path in known or layer_kind(module) is None:
+            continue
+        had = width_in(module)
+        if len(own.get(path, ())) == 3:
+            return f"{path} is part of an attention that the configuration does not build"
+        if path in own and had != was:
+            return f"{path} was {had} wide and the configuration says {was}, so it is not about this layer"
+        if path not in own and had == was and is_down(named, path):
+            return f"{path} would stay {had} wide and the configuration says {will}"
+    return ""
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -141,7 +163,3 @@ def _cannot(model: nn.Module, reason: str) -> UnsupportedError:
         given=reason,
         mend="remove as many of every layer: prune.equal_width, prune.whole_groups; or silence the units with an edit",
     )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plexus.edit._checkpoint import holder
 from plexus.edit.prune._chain import Chain, Outside, follow
 from plexus.edit.prune._cuts import Cuts, check_plain, layer_kind, refusal
 from plexus.edit.prune._hold import Widths, fit
@@ -112,15 +113,15 @@ def remove(model: nn.Module, neurons: Neurons, *, anyway: bool = False) -> Remov
                 site, "it is one call, one tensor or one part of several", "name the layer that reads the units"
             )
         find_module(model, site.path)
-        holder = _holder(named, site.path)
-        if holder is not None:
-            _cut_in_family(cuts, named, site, keep, widths.setdefault(holder, {}))
+        around = holder(named, site.path)
+        if around is not None:
+            _cut_in_family(cuts, named, site, keep, widths.setdefault(around, {}))
         else:
             _cut_chain(cuts, named, site, keep)
         keeps[site] = keep
     changed: dict[str, tuple[Any, Any]] = {}
-    for holder, left in widths.items():
-        changed |= fit(named[holder], f"{holder}." if holder else "", cuts, _one_width(left))
+    for around, left in widths.items():
+        changed |= fit(named[around], f"{around}." if around else "", cuts, _one_width(left), left)
     _check_own(model, named, cuts, chosen[0])
     before = sum(p.numel() for p in model.parameters())
     cuts.apply(named.__getitem__)
@@ -147,17 +148,6 @@ def _check(model: nn.Module, neurons: Neurons, anyway: bool) -> None:
     members = set(model.modules())
     if any(members & set(engine.model.modules()) for engine in running):
         raise UnsupportedError("the model has edits or recorders attached", mend="leave their `with` first")
-
-
-def _holder(named: Mapping[str, nn.Module], path: str) -> str | None:
-    """The name of the outermost Hugging Face model around a module."""
-    parts = path.split(".")
-    for depth in range(len(parts) + 1):
-        name = ".".join(parts[:depth])
-        module = named[name]
-        if hasattr(module, "save_pretrained") and hasattr(module, "config"):
-            return name
-    return None
 
 
 def _cut_in_family(
@@ -299,7 +289,7 @@ def outgoing(model: nn.Module, site: Site, units: int) -> Tensor | None:
     readers = {site.path: 1}
     if site.at != "input" or layer_kind(module) is None:
         try:
-            if _holder(named, site.path) is not None or site.has_features:
+            if holder(named, site.path) is not None or site.has_features:
                 return None
             readers = _chain(named, site).consumers
         except UnsupportedError:

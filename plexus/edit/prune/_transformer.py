@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from plexus.edit.prune._cuts import Cuts, check_plain, refusal, width_in, width_out
 from plexus.units import Site
 
-__all__ = ["cut_heads", "cut_hidden", "is_head_site"]
+__all__ = ["cut_heads", "cut_hidden", "is_down", "is_head_site"]
 
 Named = Mapping[str, nn.Module]
 
@@ -55,6 +55,15 @@ _ATTENTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
 def is_head_site(site: Site) -> bool:
     """Whether the units of a site are vectors: heads."""
     return site.has_features
+
+
+def is_down(named: Named, path: str) -> bool:
+    """Whether a layer reads the hidden units of an MLP of a known build."""
+    return any(
+        path.split(".")[-own.count(".") - 1 :] == own.split(".")
+        and all(path.removesuffix(own) + maker in named for maker in makers)
+        for makers, own in _MLPS
+    )
 
 
 def cut_hidden(cuts: Cuts, named: Named, site: Site, keep: Tensor) -> bool:

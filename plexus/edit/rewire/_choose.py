@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["at_random", "largest"]
+__all__ = ["at_random", "largest", "put"]
 
 
 def largest(score: Tensor, among: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -37,3 +37,15 @@ def at_random(among: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """
     places = among.flatten().nonzero().squeeze(1)
     return places[torch.randperm(len(places), generator=generator)[:k].to(places.device)]
+
+
+def put(tensor: Tensor, places: Tensor, value: bool) -> None:
+    """Write a value at flat places of a tensor, in place, whatever its strides.
+
+    Examples:
+        >>> mask = torch.zeros(2, 3, dtype=torch.bool).T
+        >>> put(mask, torch.tensor([2]), True)
+        >>> mask.tolist()
+        [[False, False], [True, False], [False, False]]
+    """
+    tensor[torch.unravel_index(places, tensor.shape)] = value

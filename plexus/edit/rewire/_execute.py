@@ -94,7 +94,7 @@ def densify(model: nn.Module) -> nn.Module:
         if isinstance(layer, SparseConv):
             fresh = layer.dense_layer()
         else:
-            fresh = nn.Linear(matrix.shape[1], matrix.shape[0], layer.bias is not None, dtype=matrix.dtype)
+            fresh = nn.Linear(matrix.shape[1], matrix.shape[0], layer.bias is not None, dtype=layer.given.dtype)
         with torch.no_grad():
             fresh.get_parameter("weight").copy_(matrix)
             if layer.bias is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from plexus.errors import UnknownNameError, UnsupportedError
 from plexus.nn import fan_in_, mask_parameter_, unmask_parameter_
 from plexus.nn.synapses import Convolution, Dense, Wiring
+from plexus.units._exact import why_not_exact
 from plexus.units._paths import unwrap, walk
 
 __all__ = ["initialise_", "mask_", "maskable", "masks", "oriented", "shape_of", "unmask_", "wirings"]
@@ -24,7 +25,8 @@ _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Dense, Convolution)
 def maskable(model: nn.Module, at: str | Iterable[str] = "*", *, exclude: Iterable[str] = ()) -> dict[str, nn.Module]:
     """The layers whose connections can be masked: linear and convolutional ones, by name, in the order of the model.
 
-    Biases, norms and embeddings are never masked.
+    Biases, norms and embeddings are never masked. A layer with an adapter (PEFT) keeps its name, and it is the weight
+    below the adapter that is masked; the adapter's own layers are found by a pattern that fits no other layer.
 
     Args:
         model: any module.
@@ -33,37 +35,61 @@ def maskable(model: nn.Module, at: str | Iterable[str] = "*", *, exclude: Iterab
 
     Raises:
         UnknownNameError: a pattern matches nothing.
-        UnsupportedError: a weight is shared by two modules, made by a parametrization, or quantised.
+        UnsupportedError: a weight is shared by two modules, made by a parametrization, quantised or offloaded.
 
     Examples:
         >>> list(maskable(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))))
         ['0', '3']
     """
-    known: dict[str, nn.Module] = {}
-    for name, module in walk(model):
-        if _is_maskable(module) and module not in known.values():
-            known[name] = module
+    known, adapters = _known(model)
     wanted = [at] if isinstance(at, str) else list(at)
     unwanted = list(exclude)
+    fits: dict[str, set[str]] = {}
     for pattern in [*wanted, *unwanted]:
-        if not fnmatch.filter(known, pattern):
+        named = (_fitting(names, pattern) for names in (known, adapters))
+        fits[pattern] = next((names for names in named if names), set())
+        if not fits[pattern]:
             raise UnknownNameError.among("layer with connections that can be masked,", pattern, known)
-    found = {
-        name: module
-        for name, module in known.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
-        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in unwanted)
-    }
+    chosen = set().union(*map(fits.__getitem__, wanted)) - set().union(*map(fits.__getitem__, unwanted))
+    found = {name: module for name, module in (known | adapters).items() if name in chosen}
     for name, module in found.items():
-        if "weight" not in module._parameters:
-            raise UnsupportedError(f"the weight of {name!r} is made by a parametrization", mend=f"exclude {name!r}")
+        reason = why_not_exact(module)
+        if reason is not None:
+            raise UnsupportedError(f"connections of {name!r} cannot be masked: {reason}", mend=f"exclude {name!r}")
         owners = sum(module.weight is p for m in unwrap(model).modules() for p in m._parameters.values())
         if owners > 1:
             raise UnsupportedError(f"the weight of {name!r} is shared with another module", mend=f"exclude {name!r}")
-        weight = module.get_parameter("weight")
-        if not weight.is_floating_point():
-            raise UnsupportedError(f"the weight of {name!r} is quantised", given=weight.dtype)
     return found
+
+
+def _fitting(names: Iterable[str], pattern: str) -> set[str]:
+    return {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+
+
+def _known(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """The layers of a model that have connections, by the names of their sites; and those of adapters around them."""
+    known: dict[str, nn.Module] = {}
+    adapters: dict[str, nn.Module] = {}
+    adapted: set[str] = set()  # the names of layers with an adapter; a module comes before what is in it
+    for name, module in walk(model):
+        if type(module).__module__.startswith("peft.") and "base_layer" in module._modules:
+            adapted.add(name)
+        if _is_maskable(module) and module not in known.values() and module not in adapters.values():
+            own, beside = _own_name(name, adapted)
+            (adapters if beside else known)[own] = module
+    return known, adapters
+
+
+def _own_name(name: str, adapted: set[str]) -> tuple[str, bool]:
+    """A name without what adapters put into it, and whether it is that of an adapter's own layer."""
+    parts, own = name.split("."), []
+    for place, part in enumerate(parts):
+        if ".".join(parts[:place]) in adapted:
+            if part != "base_layer":
+                return name, True
+            continue
+        own.append(part)
+    return ".".join(own), False
 
 
 def _is_maskable(module: nn.Module) -> bool:
@@ -148,8 +174,9 @@ def unmask_(model: nn.Module) -> nn.Module:
 
 def masked_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that have a mask."""
-    known = ((name, module) for name, module in walk(model) if isinstance(module._buffers.get("weight_mask"), Tensor))
-    return {name: module for name, module in known if _is_maskable(module)}
+    known, adapters = _known(model)
+    layers = (known | adapters).items()
+    return {name: module for name, module in layers if isinstance(module._buffers.get("weight_mask"), Tensor)}
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:

@@ -27,9 +27,10 @@ _KINDS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}  # by dimensions of the weig
 
 
 class SparseLayer(nn.Module):
-    """What sparse layers share: weights by rows, and a bias; not a layer itself."""
+    """What sparse layers share: weights by rows, in float32 or wider, and a bias; not a layer itself."""
 
     bias: Tensor | None
+    given: Tensor
 
     def __init__(self, weight: Tensor, mask: Tensor, bias: Tensor | None, *, derivative: bool) -> None:
         super().__init__()
@@ -40,6 +41,7 @@ class SparseLayer(nn.Module):
         rows = CompressedRows.of(wide.flatten(1), mask.flatten(1), derivative=derivative)
         for name, part in zip(CompressedRows._fields, rows, strict=True):
             self.register_buffer(name, part)
+        self.register_buffer("given", weight.detach().new_empty(0), persistent=False)  # its dtype, through casts too
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     @property
@@ -271,7 +273,7 @@ class SparseConv(SparseLayer):
         out, channels, *kernel = self.shape
         kind: Any = _KINDS[len(self.shape)]
         groups = self.options["groups"]
-        options = {**self.options, "device": device, "dtype": self.get_buffer("values").dtype}
+        options = {**self.options, "device": device, "dtype": self.given.dtype}
         layer: nn.Conv1d | nn.Conv2d | nn.Conv3d
         layer = kind(channels * groups, out, kernel, bias=self.bias is not None, **options)
         return layer

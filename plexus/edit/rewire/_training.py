@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from plexus.edit.rewire._choose import at_random, largest
+from plexus.edit.rewire._choose import at_random, largest, put
 from plexus.edit.rewire._hebbian import CoActivity, Listener, activity_site, coactivity, input_site
 from plexus.edit.rewire._layers import is_transposed, masked_layers, oriented
 from plexus.edit.rewire._measures import densities, density
@@ -272,7 +272,7 @@ class SparseTraining:
                 chosen = at_random(among, count, self.generator)
             else:
                 chosen = largest(-self._joint_scores(name, layer)[0], among, count, self.generator)
-            removable.view(-1)[chosen] = False
+            put(removable, chosen, False)
             pruned.append(chosen)
         gone = torch.cat(pruned) if pruned else mask.new_zeros(0, dtype=torch.long)
         grown: list[Tensor] = []
@@ -282,13 +282,13 @@ class SparseTraining:
             else:
                 score = self._gradient(name) if rule == "gradient" else self._joint_scores(name, layer)[0]
                 chosen = largest(score, free, count, self.generator)
-            free.view(-1)[chosen] = False
+            put(free, chosen, False)
             grown.append(chosen)
         come = torch.cat(grown) if grown else gone[:0]
-        flat = mask.view(-1)
-        flat[gone], flat[come] = False, True
+        put(mask, gone, False)
+        put(mask, come, True)
         changed = torch.zeros_like(mask)
-        changed.view(-1)[torch.cat([gone, come])] = True
+        put(changed, torch.cat([gone, come]), True)
         weight[changed] = 0
         self._clear(layer, changed)
         return len(gone)
