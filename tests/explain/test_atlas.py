@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import plexus as px
-from plexus.data.corpora import word_tokenizer
+from plexus.data.corpora import fact_world, word_tokenizer
 from plexus.errors import DtypeError, FormatError, PlexusError, RangeError, ShapeError, SiteError
 from plexus.explain import atlas, sweep, unit_effects
+from plexus.explain.atlas._build import _page
 from plexus.explain.atlas._pages import short_names
 from plexus.lab._atlas import find_subject, read_texts
+from plexus.lab.models import recall
 from plexus.units import Site
 
 HIDDEN = Site("1", "b ... u")
+HELD = Site("hidden", "b u")
 
 
 def small() -> nn.Sequential:
@@ -88,7 +92,7 @@ class Planted(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden, self.out = nn.Identity(), nn.Linear(8, 2, bias=False)
+        self.hidden, self.out = nn.Identity(), nn.Linear(24, 2, bias=False)
         with torch.no_grad():
             self.out.weight.zero_()
             self.out.weight[0, 0] = self.out.weight[1, 2] = 1.0
@@ -97,19 +101,24 @@ class Planted(nn.Module):
         return self.out(self.hidden(x.flatten(1)))
 
 
+def front_of(index: Path) -> dict:
+    body = (index.parent / "data.js").read_text(encoding="utf-8")
+    return json.loads(body[body.index(",") + 1 : body.rindex(")")])
+
+
 def planted() -> tuple[Planted, atlas.Images]:
     generator = torch.Generator().manual_seed(3)
     labels = torch.arange(80) % 2
-    values = 0.05 * torch.rand(80, 8, generator=generator)
+    values = 0.05 * torch.rand(80, 24, generator=generator)
     values[:, 0] += 4.0 * (labels == 0)
     values[:, 1] += 4.0 * (labels == 1)
     values[:, 2] = 2.0
-    return Planted(), atlas.Images(values.reshape(80, 1, 2, 4), labels, ["zero", "one"])
+    return Planted(), atlas.Images(values.reshape(80, 1, 4, 6), labels, ["zero", "one"])
 
 
 def test_a_detector_nobody_reads_is_no_actor() -> None:
     model, matter = planted()
-    site = Site("hidden", "b u")
+    site = HELD
     page = atlas.build(model, matter, site, featured=8).pages[0]
     assert page.concept[:2].tolist() == [0, 1]
     assert page.selectivity[:2].tolist() == [1.0, 1.0]
@@ -140,11 +149,10 @@ def test_where_a_channel_is_active_is_found() -> None:
 
 def test_pages_hold_what_was_measured_and_replace_an_older_atlas(tmp_path) -> None:
     model, matter = planted()
-    found = atlas.build(model, matter, Site("hidden", "b u"), featured=2, title="<b>Planted</b>")
+    found = atlas.build(model, matter, HELD, featured=2, title="<b>Planted</b>")
     index = atlas.write(found, tmp_path / "pages")
     assert "&lt;b&gt;Planted" in index.read_text(encoding="utf-8")
-    body = (index.parent / "data.js").read_text(encoding="utf-8")
-    front = json.loads(body[body.index(",") + 1 : body.rindex(")")])
+    front = front_of(index)
     assert front["concepts"] == ["zero", "one"]
     assert front["sites"][0]["effect"][0] == pytest.approx(float(found.pages[0].effect[0]), rel=1e-3)
     assert len(front["sites"][0]["full"]) == 2
@@ -158,7 +166,7 @@ def test_a_folder_of_other_files_is_not_touched(tmp_path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     model, matter = planted()
     with pytest.raises(FormatError, match="no atlas"):
-        atlas.write(atlas.build(model, matter, Site("hidden", "b u"), featured=0), tmp_path)
+        atlas.write(atlas.build(model, matter, HELD, featured=0), tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
@@ -169,8 +177,104 @@ def test_bad_matter() -> None:
         atlas.Images(torch.zeros(4, 1, 8, 8), torch.zeros(4))
     with pytest.raises(ShapeError, match="too few samples"):
         atlas.build(Planted(), atlas.Images(torch.zeros(6, 1, 2, 4), torch.tensor([0, 0, 0, 0, 0, 1])))
-    with pytest.raises(SiteError):
+    with pytest.raises(SiteError, match="to mend"):
         atlas.build(nn.Flatten(), atlas.Images(torch.zeros(8, 1, 1, 2), torch.arange(8) % 2))
+
+
+def test_one_concept_is_refused_before_the_model_runs() -> None:
+    class Never(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("the model ran")
+
+    with pytest.raises(ShapeError, match="40 samples of 'only'") as caught:
+        atlas.build(Never(), atlas.Images(torch.zeros(40, 1, 2, 2), torch.zeros(40, dtype=torch.int64), ["only"]))
+    assert caught.value.mend is not None
+
+
+def test_a_model_that_gives_nan_is_refused_in_words() -> None:
+    model, matter = planted()
+    with torch.no_grad():
+        model.out.weight[1, 5] = float("nan")
+    with pytest.raises(RangeError, match="no finite log-probability"):
+        atlas.build(model, matter, HELD)
+
+
+def test_accuracy_is_that_of_the_most_probable_answer() -> None:
+    model, matter = planted()
+    with torch.no_grad():
+        model.out.weight.zero_()  # all answers are as probable, and the first class is taken: half of the samples
+    assert atlas.build(model, matter, HELD, featured=0).accuracy == 0.5
+    with torch.no_grad():
+        model.out.weight[1, 0] = model.out.weight[0, 1] = 1.0
+    assert atlas.build(model, matter, HELD, featured=0).accuracy == 0
+
+
+def test_accuracy_of_a_large_vocabulary_agrees_with_recall() -> None:
+    transformers = pytest.importorskip("transformers")
+    items = fact_world(2, generator=torch.Generator().manual_seed(0)).items()[:48]
+    tokenizer = word_tokenizer(items)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=20000, hidden_size=8, intermediate_size=4, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    half = ["a", "b"] * (len(items) // 2)
+    matter = atlas.Texts(tokenizer, [item.prompt for item in items], half, [item.answer for item in items])
+    assert atlas.build(model, matter, featured=0).accuracy == recall(model, tokenizer, items).accuracy == 0
+
+
+@pytest.mark.parametrize("units", [6, 16, 24, 64, 500])
+def test_noise_lies_beyond_its_band_as_often_as_the_page_says(units: int) -> None:
+    generator = torch.Generator().manual_seed(units)
+    matter, held = atlas.Images(torch.zeros(80, 1, 2, 2), torch.arange(80) % 4), torch.arange(80) >= 40
+    beyond, repeats = [], max(16, 12000 // units)
+    for _ in range(repeats):
+        values = torch.rand(80, units, generator=generator)
+        concept = torch.randint(4, (units,), generator=generator)
+        change = torch.randn(units, 80, generator=generator, dtype=torch.float64) ** 3  # heavy tails
+        page = _page(Site("x", "b u"), values, concept, torch.ones(units), change, matter, held)
+        beyond.append(page.acts.double().mean())
+    shares = torch.stack(beyond)
+    assert page.tail == {6: 0, 16: 0, 24: 1 / 24, 64: 1 / 40, 500: 1 / 40}[units]
+    assert abs(float(shares.mean()) - page.tail) <= 4 * float(shares.std()) / repeats**0.5
+
+
+def test_a_site_of_few_units_has_no_actors_and_says_so(tmp_path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(40, 1, 2, 4, generator=generator), torch.arange(40) % 2
+    found = atlas.build(nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), atlas.Images(x, y), Site("0", "b u"), featured=0)
+    assert not found.pages[0].acts.any()
+    assert "8 are at sites of too few units" in repr(found)
+    assert front_of(atlas.write(found, tmp_path / "pages"))["sites"][0]["edge"] is None
+
+
+class Sure(nn.Module):
+    """A planted model whose answers come by another way, past its units."""
+
+    def __init__(self, inner: Planted) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + x.flatten(1)[:, :2]
+
+
+def test_an_effect_beyond_its_band_may_be_too_small_to_see() -> None:
+    model, matter = planted()
+    page = atlas.build(model, matter, HELD, featured=0).pages[0]
+    assert bool((page.acts & page.visible)[0])
+    with torch.no_grad():
+        model.out.weight *= 1e-2
+    sure, site = Sure(model).eval(), Site("inner.hidden", "b u")
+    page = atlas.build(sure, matter, site, featured=0).pages[0]
+    assert bool((page.acts & ~page.visible)[0])
+    assert page.answers is not None
+    kept, without = page.answers.probability[0], page.answers.without[0]
+    assert 0 < kept - without < 0.01
+    assert page.answers.lost[0] == 0
+    own = (matter.labels == 0).nonzero().squeeze(1)[1::2]  # the half that effects are measured on
+    with torch.no_grad(), px.edit.scale(sure, px.units.Neurons.of({site: 24}, {site: [0]}), 0.0):
+        assert without == pytest.approx(float(sure(matter.images[own]).softmax(1)[:, 0].mean()), abs=1e-6)
 
 
 def test_names_of_sites_that_differ_stay_apart() -> None:

@@ -2,7 +2,7 @@
 
     selectivity   AUROC of the unit's response for its concept against all others
     effect        nats lost on the right answers of that concept when the unit alone is switched off
-    band          the same loss for matched random units: of the same site, with the most similar mean response
+    band          the largest such loss among matched random units: of the same site, of like mean response
 
 A unit's concept is chosen on one half of the samples and both numbers are measured on the other half, so that neither
 profits from the choice.
@@ -17,16 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plexus.errors import RangeError, ShapeError, SiteError
-from plexus.explain._sweep import Cell, sweep, unit_effects
+from plexus.errors import RangeError, ShapeError
+from plexus.explain._sweep import Cell, sweep
+from plexus.explain.atlas._answers import VISIBLE, Answers, answers, finite, switched_off, untouched
+from plexus.explain.atlas._band import band
 from plexus.explain.atlas._matter import Matter
+from plexus.explain.atlas._sites import default_sites, refuse_routed
 from plexus.probe import record, stream
 from plexus.probe.scores import auroc
-from plexus.units import Recording, Scores, Site, Table, sites
+from plexus.units import Recording, Scores, Site, Table
 
-MATCHED = 30
 MOST = 64  # samples of its concept that a dose curve is measured on
-EDGE = 0.975  # the band ends where this share of the matched units lie below
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +54,14 @@ class Dose:
         own: mean change of the outcome on samples of its concept, nats.
         others: the same on samples of other concepts.
         says: the most probable answers for each of the unit's probes.
+        right: whether the first of them is right; false where there are no answers.
     """
 
     factor: float
     own: float
     others: float
     says: list[list[tuple[str, float]]]
+    right: list[bool]
 
 
 @dataclass(eq=False)
@@ -72,7 +75,10 @@ class Page:
         effect: nats lost on that concept's answers without the unit; positive when the unit helps.
         others: nats lost on the answers of other concepts.
         by_concept: nats lost, `[concept, unit]`.
-        edge: where the band of matched random units ends.
+        edge: where the band of matched random units ends; infinite where they are too few.
+        tail: share of units that lie beyond their band by chance; 0 where there are too few to tell.
+        name: of the layer whose units they are; the site may lie behind its nonlinearity.
+        answers: what becomes of the right answers.
         exemplars: per unit the samples that drive it most.
         doses: unit to its dose curve, for the units shown in full.
         probes: unit to the samples that its doses were tried on.
@@ -85,6 +91,9 @@ class Page:
     others: Tensor
     by_concept: Tensor
     edge: Tensor
+    tail: float
+    name: str = ""
+    answers: Answers | None = None
     exemplars: list[list[Exemplar]] = field(default_factory=list)
     doses: dict[int, list[Dose]] = field(default_factory=dict)
     probes: dict[int, list[int]] = field(default_factory=dict)
@@ -93,6 +102,14 @@ class Page:
     def acts(self) -> Tensor:
         """Whether the effect lies above the band."""
         return self.effect > self.edge
+
+    @property
+    def visible(self) -> Tensor:
+        """Whether right answers are lost without the unit, or become less probable by a hundredth or more."""
+        if self.answers is None:
+            return torch.zeros_like(self.acts)
+        probability, without, lost = self.answers
+        return (probability - without >= VISIBLE) | (lost > 0)
 
 
 @dataclass(eq=False)
@@ -103,7 +120,8 @@ class Atlas:
         title: of the model.
         matter: what the model was shown.
         pages: one per site.
-        accuracy: how often the model's first answer is right, where there are answers; else None.
+        accuracy: how often the model's most probable answer is right (of an answer of several tokens: the first one),
+            where there are answers; else None.
     """
 
     title: str
@@ -124,10 +142,13 @@ class Atlas:
     def __repr__(self) -> str:
         units = sum(len(page.effect) for page in self.pages)
         acting = sum(int(page.acts.sum()) for page in self.pages)
-        chance = round((1 - EDGE) * units)
+        matters = sum(int((page.acts & page.visible).sum()) for page in self.pages)
+        chance = sum(page.tail * len(page.effect) for page in self.pages)
+        small = sum(len(page.effect) for page in self.pages if not page.tail)
         return (
             f"Atlas of {self.title}: {units} units at {len(self.pages)} site(s), {len(self.matter.concepts)} concepts; "
-            f"{acting} act beyond matched random units (about {chance} by chance)"
+            f"{acting} act beyond matched random units (about {chance:.1f} by chance), {matters} of them visibly"
+            + (f"; {small} are at sites of too few units to tell" if small else "")
         )
 
 
@@ -149,18 +170,19 @@ def build(
     Args:
         model: an image classifier or a causal language model, inputs batch first; it is left as it was.
         matter: what to show it, `Images` or `Texts`.
-        at: the sites; by default the hidden units of a transformer's MLPs, or the outputs of all convolutions and
-            linear layers but the last.
+        at: the sites; by default the hidden units of a language model's MLPs, or those of all convolutions and linear
+            layers but the last, behind their nonlinearity where they have one.
         title: of the pages (default: the model's class).
         exemplars: samples shown per unit.
-        doses: factors of the dose curves; 1 leaves the unit alone.
+        doses: factors of the dose curves; 1, which leaves the unit alone, is always among them.
         featured: how many units get a dose curve: those that act most and those most selective.
         probes: samples that a dose curve shows answers for.
         batch: samples per pass. rows: rows per pass when units are switched one by one.
 
     Raises:
-        SiteError: no sites can be found by default. ShapeError: a concept with fewer than four samples.
-        RangeError: a number that is not positive.
+        SiteError: no sites can be found by default, or one sees only some samples. ShapeError: fewer than two concepts,
+            or one with fewer than four samples. RangeError: a number that is not positive, or a model that gives no
+            finite ones.
 
     Examples:
         >>> from plexus import data
@@ -169,50 +191,48 @@ def build(
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
         >>> found = atlas.build(net, atlas.Images(digits.x, digits.y), featured=2)
         >>> found.effect.sizes
-        {Site(path='1', axes='b ... u', at='output', leaf=None, call=None, part=None, where='loop'): 8}
+        {Site(path='2', axes='b ... u', at='output', leaf=None, call=None, part=None, where='loop'): 8}
     """
     for name, value in (("exemplars", exemplars), ("batch", batch), ("rows", rows), ("probes", probes)):
         if value < 1:
             raise RangeError(f"{name} is a positive number", given=value)
+    if len(matter.concepts) < 2:
+        raise ShapeError(
+            "an atlas shows how units tell concepts apart, and all samples are of one",
+            given=f"{len(matter.labels)} samples of {', '.join(map(repr, matter.concepts)) or 'no concept'}",
+            expected="at least 2 concepts",
+            mend="give labels of two or more concepts, for instance the concept and all that it is not",
+        )
     counts = matter.labels.bincount(minlength=len(matter.concepts))
     if int(counts.min()) < 4:
         few = matter.concepts[int(counts.argmin())]
         raise ShapeError(f"concept {few!r} has too few samples", given=int(counts.min()), expected="at least 4")
-    chosen = default_sites(model) if at is None else [at] if isinstance(at, Site) else list(at)
+    if at is None:
+        names = default_sites(model, matter.batch(torch.arange(len(matter.labels))[:2]))
+    else:
+        names = {site: site.path for site in ([at] if isinstance(at, Site) else at)}
+    chosen = list(names)
+    refuse_routed(chosen)
     indices = list(torch.arange(len(matter.labels)).split(batch))
     batches = [matter.batch(index) for index in indices]
     seen = record(model, batches, at=chosen, pool=matter.pool)
     first = _halves(matter.labels)
-    before, right = _untouched(model, matter, indices)
+    before, right = untouched(model, matter, indices)
     pages = []
     for site in chosen:
         values = _flat(seen[site])
         concept = _area(site, values[first], matter, first).argmax(0)
         # the two kinds of numbers come from the half that did not choose the concept
         selectivity = _area(site, values[~first], matter, ~first).gather(0, concept[None]).squeeze(0)
-        change = _changes(model, matter, indices, site, rows)
-        pages.append(_page(site, values, concept, selectivity, change, matter, ~first))
-    found = Atlas(title or type(model).__name__, matter, pages, right)
+        without, still = switched_off(model, matter, indices, site, rows)
+        page = _page(site, values, concept, selectivity, without - before, matter, ~first)
+        page.name = names[site]
+        page.answers = answers(before, right, without, still, concept, matter, ~first)
+        pages.append(page)
+    accuracy = None if right is None else float(right.double().mean())
+    found = Atlas(title or type(model).__name__, matter, pages, accuracy)
     _add_exemplars(found, model, seen, exemplars, batch)
-    _add_doses(found, model, tuple(doses), featured, probes, before, ~first, rows)
-    return found
-
-
-def default_sites(model: nn.Module) -> list[Site]:
-    """Hidden units of a transformer's MLPs, or the outputs of all convolutions and linear layers but the last.
-
-    Raises:
-        SiteError: the model has neither.
-    """
-    if hasattr(model, "config") and hasattr(model, "generate"):
-        return list(sites.mlp(model))
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
-    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
-    found = [site for name in names[:-1] for site in sites(model, name)]
-    if not found:
-        raise SiteError(
-            "no hidden convolution or linear layer was found", given=type(model).__name__, mend="name the sites: at="
-        )
+    _add_doses(found, model, tuple(sorted({*doses, 1.0})), featured, probes, before, ~first, rows)
     return found
 
 
@@ -236,37 +256,6 @@ def _area(site: Site, values: Tensor, matter: Matter, which: Tensor) -> Tensor:
     return torch.as_tensor(auroc(rows, members, names=matter.concepts)[site])
 
 
-def _untouched(model: nn.Module, matter: Matter, indices: list[Tensor]) -> tuple[Tensor, float | None]:
-    """The outcome of each sample without any edit, and how often the first answer is right."""
-    outcomes, hits, asked = [], 0, matter.kind == "images" or getattr(matter, "answers", None) is not None
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for index in indices:
-                batch = matter.batch(index)
-                output = model(**batch) if isinstance(batch, dict) else model(batch)
-                outcomes.append(matter.outcome(output, index).double().cpu())
-                best = [says[0][1] for says in matter.says(output)]
-                hits += sum(abs(p - float(o.exp())) < 1e-4 for p, o in zip(best, outcomes[-1], strict=True))
-    finally:
-        model.train(training)
-    return torch.cat(outcomes), hits / len(matter.labels) if asked else None
-
-
-def _changes(model: nn.Module, matter: Matter, indices: list[Tensor], site: Site, rows: int) -> Tensor:
-    """Change of the outcome of each sample without each unit, `[unit, sample]`."""
-    parts = []
-    for index in indices:
-
-        def outcome(output: Any, _: Any, index: Tensor = index) -> Tensor:
-            count = len(getattr(output, "logits", output))
-            return matter.outcome(output, index.repeat(count // len(index)))
-
-        parts.append(unit_effects(model, [matter.batch(index)], site, outcome, rows=rows)[site])
-    return torch.cat(parts, dim=1)
-
-
 def _page(
     site: Site, values: Tensor, concept: Tensor, selectivity: Tensor, change: Tensor, matter: Matter, held: Tensor
 ) -> Page:
@@ -276,15 +265,8 @@ def _page(
     effect = by_concept.gather(0, concept[None]).squeeze(0)
     rest = 1 - members[:, concept].T
     others = (lost * rest).sum(1) / rest.sum(1)
-    mean = values.double().mean(0)
-    away = (mean[:, None] - mean).abs().fill_diagonal_(torch.inf)
-    count = min(MATCHED, len(mean) - 1)
-    if count:
-        matched = away.topk(count, largest=False).indices
-        edge = by_concept[concept[:, None], matched].quantile(EDGE, dim=1)
-    else:
-        edge = torch.full_like(effect, torch.inf)
-    return Page(site, concept, selectivity, effect, others, by_concept, edge)
+    edge, tail = band(values.double().mean(0), by_concept, concept)
+    return Page(site, concept, selectivity, effect, others, by_concept, edge, tail)
 
 
 def _add_exemplars(atlas: Atlas, model: nn.Module, seen: Recording, count: int, batch: int) -> None:
@@ -350,7 +332,11 @@ def _add_doses(
         for cells, output in sweep(
             model, atlas.matter.batch(index), page.site, [Cell(unit, dose) for dose in doses], rows=rows
         ):
-            outcome = atlas.matter.outcome(output, index.repeat(len(cells))).double().cpu()
+            outcome = finite(
+                atlas.matter.outcome(output, index.repeat(len(cells))).double().cpu(),
+                f"the model with unit {unit} of {page.site.path!r} turned down or up",
+            )
+            hits = atlas.matter.right(output, index.repeat(len(cells)))
             change = outcome.reshape(len(cells), -1) - before[index]
             says = atlas.matter.says(output)
             for k, cell in enumerate(cells):
@@ -361,6 +347,7 @@ def _add_doses(
                         float(change[k, : len(own)].mean()),
                         float(change[k, len(own) : len(own) + len(other)].mean()),
                         says[start : start + len(shown)],
+                        [False] * len(shown) if hits is None else hits[start : start + len(shown)].tolist(),
                     )
                 )
         page.doses[unit] = curve

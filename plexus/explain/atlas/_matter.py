@@ -36,6 +36,9 @@ class Matter(Protocol):
     def outcome(self, output: Any, index: Tensor) -> Tensor:
         """Log-probability of the right answer, `[row]`, for output rows that belong to these samples."""
 
+    def right(self, output: Any, index: Tensor) -> Tensor | None:
+        """Whether the most probable answer is right, bool `[row]` on the CPU; None where there are no answers."""
+
     def says(self, output: Any) -> list[list[tuple[str, float]]]:
         """For each row the three answers that the model holds most probable."""
 
@@ -89,6 +92,13 @@ class Images:
         return self.images[index]
 
     def outcome(self, output: Any, index: Tensor) -> Tensor:
+        logits = self._scores(output)
+        return logits.log_softmax(1).gather(1, self.labels[index].to(logits.device)[:, None]).squeeze(1)
+
+    def right(self, output: Any, index: Tensor) -> Tensor:
+        return self._scores(output).argmax(1).cpu() == self.labels[index]
+
+    def _scores(self, output: Any) -> Tensor:
         logits = _logits(output)
         if logits.dim() != 2 or logits.shape[1] < len(self.concepts):
             raise ShapeError(
@@ -96,7 +106,7 @@ class Images:
                 given=tuple(logits.shape),
                 expected=f"{len(self.concepts)} classes",
             )
-        return logits.log_softmax(1).gather(1, self.labels[index].to(logits.device)[:, None]).squeeze(1)
+        return logits
 
     def says(self, output: Any) -> list[list[tuple[str, float]]]:
         return _highest(_logits(output), lambda i: self.concepts[i] if i < len(self.concepts) else str(i))
@@ -110,10 +120,10 @@ class Images:
         return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
     def place(self, values: Tensor, sample: int) -> list[float] | None:
-        """Left, top, width, height of the most active place, as shares of the image; None for a unit without place."""
+        """Left, top, width, height of the most active place, as shares of the image; None where no place differs."""
         height, width = self.images.shape[-2:]
         columns = round((len(values) * width / height) ** 0.5)
-        if len(values) < 2 or columns < 1 or len(values) % columns:
+        if len(values) < 2 or columns < 1 or len(values) % columns or bool((values == values[0]).all()):
             return None
         rows = len(values) // columns
         row, column = divmod(int(values.argmax()), columns)
@@ -181,6 +191,9 @@ class Texts:
         targets, real = batch["input_ids"][:, 1:].to(scores.device), batch["attention_mask"][:, :-1].to(scores.device)
         each = scores[:, :-1].gather(2, targets[..., None]).squeeze(2) * real
         return each.sum(1) / real.sum(1).clamp(min=1)
+
+    def right(self, output: Any, index: Tensor) -> Tensor | None:
+        return None if self.answers is None else _logits(output)[:, -1].argmax(-1).cpu() == self.first[index]
 
     def says(self, output: Any) -> list[list[tuple[str, float]]]:
         return _highest(_logits(output)[:, -1], lambda i: str(self.tokenizer.decode([i])))

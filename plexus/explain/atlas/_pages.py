@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from plexus.errors import FormatError
-from plexus.explain.atlas._build import EDGE, Atlas, Page
+from plexus.explain.atlas._band import MATCHED, MOST_BY_CHANCE
+from plexus.explain.atlas._build import Atlas, Page
 
 BLOCK = 64  # units per file
 MARK = "plexus-atlas.json"
@@ -92,14 +93,15 @@ def _fill(atlas: Atlas, folder: Path) -> None:
 
 def _front(atlas: Atlas) -> dict[str, Any]:
     """Everything that the front page draws."""
-    names = short_names([page.site.path for page in atlas.pages])
+    names = short_names([page.name or page.site.path for page in atlas.pages])
     return {
         "title": atlas.title,
         "kind": atlas.matter.kind,
         "concepts": list(atlas.matter.concepts),
         "samples": len(atlas.matter.labels),
         "accuracy": atlas.accuracy,
-        "edge": EDGE,
+        "matched": MATCHED,
+        "fewest": round(1 / MOST_BY_CHANCE),
         "block": BLOCK,
         "sites": [
             {
@@ -109,7 +111,10 @@ def _front(atlas: Atlas) -> dict[str, Any]:
                 "selectivity": _short(page.selectivity),
                 "effect": _short(page.effect),
                 "others": _short(page.others),
-                "edge": _short(page.edge),
+                "edge": _short(page.edge) if page.tail else None,
+                "tail": page.tail,
+                "acts": page.acts.int().tolist(),
+                "visible": page.visible.int().tolist(),
                 "full": sorted(page.doses),
             }
             for name, page in zip(names, atlas.pages, strict=True)
@@ -141,12 +146,14 @@ def short_names(paths: list[str]) -> list[str]:
 def _unit(page: Page, unit: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "loss": _short(page.by_concept[:, unit]),
+        "answers": None if page.answers is None else [_round(float(values[unit])) for values in page.answers],
         "best": [[e.sample, _round(e.value), e.place] for e in page.exemplars[unit]],
     }
     if unit in page.doses:
         found["probes"] = page.probes[unit]
         found["doses"] = [
-            {"x": d.factor, "own": _round(d.own), "others": _round(d.others), "says": d.says} for d in page.doses[unit]
+            {"x": d.factor, "own": _round(d.own), "others": _round(d.others), "says": d.says, "right": d.right}
+            for d in page.doses[unit]
         ]
     return found
 

@@ -3,7 +3,8 @@
 const atlas = (() => {
   const store = {}, waiting = {};
   const KINDS = [
-    ["neither", "neither"], ["detector", "detects, does not act"], ["actor", "acts, does not detect"], ["both", "detects and acts"],
+    ["neither", "neither"], ["detector", "detects, within its band"], ["actor", "beyond its band, does not detect"],
+    ["both", "detects, beyond its band"],
   ];
   const DETECTS = 0.9, PER_PAGE = 60;
   const $ = (id) => document.getElementById(id);
@@ -36,7 +37,9 @@ const atlas = (() => {
   }
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  const kind = (dot) => KINDS[(dot.selectivity >= DETECTS ? 1 : 0) + (dot.effect > dot.edge ? 2 : 0)][0];
+  const kind = (dot) => KINDS[(dot.selectivity >= DETECTS ? 1 : 0) + (dot.acts ? 2 : 0)][0];
+  const faint = (dot) => dot.acts && !dot.visible; // beyond its band, yet nobody would see it
+  const percent = (x) => `${(100 * x).toFixed(1)}\u00a0%`;
   const nats = (x) => (Math.abs(x) < 5e-5 ? "0.0000" : Math.abs(x) < 0.01 ? x.toPrecision(2) : x.toFixed(Math.abs(x) < 10 ? 3 : 1));
 
   // ---- the map ---------------------------------------------------------------------------------------------------------
@@ -45,7 +48,7 @@ const atlas = (() => {
     return dots.filter((d) => (site === "" || d.site === +site) && (concept === "" || d.concept === +concept));
   }
 
-  // effects span orders of magnitude: the axis is linear around zero and logarithmic beyond
+  // effects span orders of magnitude: the axis is linear around zero and logarithmic beyond; the page says so
   const bend = (x, knee) => Math.sign(x) * Math.log1p(Math.abs(x) / knee);
 
   function layout() {
@@ -66,18 +69,6 @@ const atlas = (() => {
   const px = (v) => box.pad[3] + ((v - box.left) / (box.right - box.left)) * (box.width - box.pad[1] - box.pad[3]);
   const py = (v) => box.pad[0] + ((box.high - bend(v, box.knee)) / (box.high - box.low)) * (box.height - box.pad[0] - box.pad[2]);
 
-  function band(list) {
-    // mean edge of the band over units of like selectivity
-    const bins = Array.from({ length: 24 }, () => [0, 0]);
-    for (const d of list) {
-      const at = Math.min(23, Math.max(0, Math.floor(((d.selectivity - box.left) / (box.right - box.left)) * 24)));
-      bins[at][0] += Math.min(d.edge, 1e3);
-      bins[at][1] += 1;
-    }
-    const known = bins.map(([sum, n], i) => (n ? [box.left + ((i + 0.5) / 24) * (box.right - box.left), sum / n] : null));
-    return known.filter((p) => p !== null);
-  }
-
   function ticks() {
     const found = [0];
     for (let power = -6; power <= 2; power++) for (const sign of [-1, 1]) found.push(sign * 10 ** power);
@@ -94,17 +85,18 @@ const atlas = (() => {
     pen.setTransform(box.ratio, 0, 0, box.ratio, 0, 0);
     pen.clearRect(0, 0, box.width, box.height);
     const bottom = box.height - box.pad[2], end = box.width - box.pad[1];
-    const edge = band(list.length ? list : dots);
-    if (edge.length) {
-      pen.fillStyle = colour("band");
-      pen.beginPath();
-      pen.moveTo(box.pad[3], py(edge[0][1]));
-      edge.forEach(([x, y]) => pen.lineTo(px(x), py(y)));
-      pen.lineTo(end, py(edge[edge.length - 1][1]));
-      pen.lineTo(end, bottom);
-      pen.lineTo(box.pad[3], bottom);
-      pen.fill();
+    const size = list.length > 4000 ? 2 : list.length > 800 ? 3 : 4.5;
+    pen.fillStyle = colour("band");
+    for (const d of list.filter((other) => other.edge !== null)) {
+      const top = Math.max(box.pad[0], py(d.edge)); // the bar behind a dot is its own band
+      pen.fillRect(px(d.selectivity) - size / 3, top, size / 1.5, bottom - top);
     }
+    pen.fillStyle = colour("neither");
+    for (const d of list.filter((other) => other.edge !== null && py(other.edge) > box.pad[0])) {
+      pen.globalAlpha = 0.5;
+      pen.fillRect(px(d.selectivity) - size, py(d.edge) - 1, 2 * size, 2);
+    }
+    pen.globalAlpha = 1;
     pen.font = "12px system-ui, sans-serif";
     pen.fillStyle = colour("soft");
     pen.strokeStyle = colour("line");
@@ -119,20 +111,21 @@ const atlas = (() => {
     }
     pen.textAlign = "center";
     for (let x = Math.ceil(box.left * 10) / 10; x <= 1.001; x += 0.1) pen.fillText(x.toFixed(1), px(x), bottom + 16);
-    const axis = ["selectivity for its concept (AUROC on held-out samples)", "selectivity (AUROC, held out)"];
-    pen.fillText(axis.find((label) => pen.measureText(label).width <= end - box.pad[3]) || axis[1], (box.pad[3] + end) / 2, bottom + 34);
+    const fit = (labels, room) => labels.find((label) => pen.measureText(label).width <= room) || labels[labels.length - 1];
+    const across = ["selectivity for its concept (AUROC on held-out samples)", "selectivity (AUROC, held out)"];
+    pen.fillText(fit(across, end - box.pad[3]), (box.pad[3] + end) / 2, bottom + 34);
     pen.save();
     pen.translate(13, (box.pad[0] + bottom) / 2);
     pen.rotate(-Math.PI / 2);
-    pen.fillText("nats lost on its concept without it", 0, 0);
+    pen.fillText(fit(["nats lost on its concept without it (bent axis)", "nats lost without it (bent axis)"], bottom - box.pad[0]), 0, 0);
     pen.restore();
-    const size = list.length > 4000 ? 2 : list.length > 800 ? 3 : 4.5;
     for (const d of list) {
       pen.globalAlpha = 0.75;
-      pen.fillStyle = colour(kind(d));
+      pen.fillStyle = pen.strokeStyle = colour(kind(d));
+      pen.lineWidth = 1.5;
       pen.beginPath();
-      pen.arc(px(d.selectivity), py(d.effect), size, 0, 7);
-      pen.fill();
+      pen.arc(px(d.selectivity), py(d.effect), size - (faint(d) ? 0.75 : 0), 0, 7);
+      faint(d) ? pen.stroke() : pen.fill();
     }
     pen.globalAlpha = 1;
     if (chosen && list.includes(chosen)) {
@@ -141,26 +134,35 @@ const atlas = (() => {
       pen.beginPath();
       pen.arc(px(chosen.selectivity), py(chosen.effect), size + 4, 0, 7);
       pen.stroke();
-      const own = Math.max(box.pad[0], py(Math.min(chosen.edge, 1e3)));  // where this unit's own band ends
-      pen.setLineDash([3, 3]);
-      pen.beginPath();
-      pen.moveTo(px(chosen.selectivity) - 22, own);
-      pen.lineTo(px(chosen.selectivity) + 22, own);
-      pen.stroke();
-      pen.setLineDash([]);
+      if (chosen.edge !== null) { // where this unit's own band ends
+        const own = Math.max(box.pad[0], py(chosen.edge));
+        pen.setLineDash([3, 3]);
+        pen.beginPath();
+        pen.moveTo(px(chosen.selectivity) - 22, own);
+        pen.lineTo(px(chosen.selectivity) + 22, own);
+        pen.stroke();
+        pen.setLineDash([]);
+      }
     }
     legend(list);
   }
 
   function legend(list) {
-    const acting = list.filter((d) => d.effect > d.edge).length;
+    const able = list.filter((d) => d.edge !== null), acting = able.filter((d) => d.acts).length;
+    const chance = able.reduce((sum, d) => sum + front.sites[d.site].tail, 0);
+    const hollow = list.filter(faint).length, without = list.length - able.length;
     $("legend").replaceChildren(
       ...KINDS.map(([name, label]) =>
         make("li", {}, make("i", { style: `background: var(--${name})` }), `${label}: ${list.filter((d) => kind(d) === name).length}`)),
-      make("li", { class: "axis" }, `${acting} of ${list.length} act beyond the band; chance alone would put about ${
-        Math.round((1 - front.edge) * list.length)} there`),
+      ...(hollow ? [make("li", {}, make("i", { class: "hollow" }), `hollow: beyond it, but ${tooSmall()}: ${hollow}`)] : []),
+      make("li", { class: "axis" }, "Every dot has a band of its own, the grey bar behind it; its colour says whether it lies above that bar."
+        + (able.length ? ` ${acting} of ${able.length} do; chance alone would put about ${chance.toFixed(1)} there.` : "")),
+      ...(without ? [make("li", { class: "axis" }, `${without} have no bar and are never called beyond: their sites have fewer than ${
+        front.fewest} units, too few to tell.`)] : []),
     );
   }
+
+  const tooSmall = () => (front.accuracy === null ? "too small to see" : "too small to change an answer");
 
   function nearest(event) {
     const area = $("dots").getBoundingClientRect(), x = event.clientX - area.left, y = event.clientY - area.top;
@@ -176,7 +178,8 @@ const atlas = (() => {
     const d = nearest(event), tip = $("tip");
     tip.hidden = d === null;
     if (d === null) return;
-    tip.textContent = `${front.sites[d.site].name} #${d.unit}: ${front.concepts[d.concept]}`;
+    tip.textContent = `${front.sites[d.site].name} #${d.unit}: ${front.concepts[d.concept]}${
+      d.edge === null ? "" : d.acts ? ", beyond its band" : ", within its band"}`;
     tip.style.left = `${Math.max(0, Math.min(px(d.selectivity) + 10, box.width - tip.offsetWidth - 4))}px`;
     tip.style.top = `${Math.max(0, py(d.effect) - 34)}px`;
   }
@@ -202,11 +205,17 @@ const atlas = (() => {
       const style = values && value > 0 ? `background: rgba(var(--hot), ${(0.75 * value / most).toFixed(2)})` : "";
       line.append(make("mark", { style, title: values ? nats(value) : "" }, word), " ");
     });
-    if (shown.answer) line.append(make("em", {}, `→ ${shown.answer}`));
+    line.append(solution(sample) || "");
     return line;
   }
 
+  function solution(sample) {
+    const answer = store.samples[sample].is.answer;
+    return answer ? make("em", {}, ` → ${answer}`) : null;
+  }
+
   function exemplars(best, count = 99) {
+    if (best[0][1] === 0) return make("p", { class: "note" }, "Nothing: its response is never above 0.");
     if (front.kind === "texts") return make("div", {}, ...best.slice(0, count).map(([s, , place]) => tokens(s, place, count < 99)));
     return make("div", { class: "pictures" }, ...best.slice(0, count).map(([sample, value, place]) =>
       make("figure", {}, picture(sample, place), count > 9 ? make("figcaption", {}, value.toPrecision(3)) : null)));
@@ -220,8 +229,8 @@ const atlas = (() => {
         make("b", { style: `width:${(100 * Math.max(0, loss)) / most}%` }), make("span", {}, nats(loss)))));
   }
 
-  function answers(row, truth) {
-    return row.map(([word, p], i) => make("span", { class: i === 0 && word.trim() === truth ? "right" : "" },
+  function answers(row, right) {
+    return row.map(([word, p], i) => make("span", { class: i === 0 && right ? "right" : "" },
       `${i ? ", " : ""}${word}\u00a0${Math.round(100 * p)}\u00a0%`));
   }
 
@@ -236,11 +245,10 @@ const atlas = (() => {
           " on its concept, ", make("b", {}, `${nats(dose.others)}`), " on others."),
         make("table", {}, make("tr", {}, make("th", {}, "shown"), make("th", {}, "says as it is"), make("th", {}, `says under × ${dose.x}`)),
           ...unit.probes.map((sample, i) => {
-            const truth = front.kind === "texts" ? store.samples[sample].is.answer : front.concepts[store.samples[sample].concept];
             const moved = base.says[i][0][0] !== dose.says[i][0][0];
-            const first = front.kind === "texts" ? store.samples[sample].is.tokens.join(" ") : picture(sample, null).firstChild;
-            return make("tr", {}, make("td", {}, first), make("td", {}, ...answers(base.says[i], truth)),
-              make("td", { class: moved ? "moved" : "" }, ...answers(dose.says[i], truth)));
+            const first = front.kind === "texts" ? [store.samples[sample].is.tokens.join(" "), solution(sample)] : [picture(sample, null).firstChild];
+            return make("tr", {}, make("td", {}, ...first), make("td", {}, ...answers(base.says[i], base.right[i])),
+              make("td", { class: moved ? "moved" : "" }, ...answers(dose.says[i], dose.right[i])));
           })),
       );
     };
@@ -250,12 +258,21 @@ const atlas = (() => {
     return wrap;
   }
 
-  const SENTENCE = {
-    neither: "neither detects its concept nor matters for it more than matched random units",
-    detector: "tells its concept apart, yet the model does as well without it",
-    actor: "is needed for its concept although it does not tell it apart by itself",
-    both: "tells its concept apart and is needed for it",
-  };
+  function sentence(dot) {
+    const detects = dot.selectivity >= DETECTS;
+    const tells = detects ? "It tells its concept apart" : "It does not tell its concept apart by itself";
+    if (dot.edge === null) return `${tells}. Its site has fewer than ${front.fewest} units, too few to tell whether its effect is more than chance.`;
+    if (!dot.acts) return `${tells}, ${detects ? "yet" : "and"} without it the model loses no more than without units like it.`;
+    if (!dot.visible) return `${tells}. Its effect lies beyond its band, but is ${tooSmall()}.`;
+    return detects ? `${tells} and is needed for it.` : "It is needed for its concept although it does not tell it apart by itself.";
+  }
+
+  function becomes([probability, without, lost]) {
+    const what = front.accuracy === null ? "the words of its concept's texts have" : "right answers of its concept have";
+    const share = Math.abs(lost) < 5e-4 ? "stays the same" : `${lost > 0 ? "falls" : "rises"} by ${(100 * Math.abs(lost)).toFixed(1)} points`;
+    return `As the model is, ${what} a mean probability of ${percent(probability)}; without the unit, ${percent(without)}.${
+      front.accuracy === null ? "" : ` The share of right answers ${share}.`}`;
+  }
 
   function showUnit(dot) {
     chosen = dot;
@@ -264,12 +281,13 @@ const atlas = (() => {
       const place = front.sites[dot.site];
       $("unit").replaceChildren(
         make("h2", {}, `Unit ${dot.unit} of ${place.name}`),
-        make("p", { class: "note" }, place.path),
-        make("p", { class: "lead" }, `Concept “${front.concepts[dot.concept]}”. It ${SENTENCE[kind(dot)]}.`),
+        make("p", { class: "note" }, `read at ${place.path}`),
+        make("p", { class: "lead" }, `Concept “${front.concepts[dot.concept]}”. ${sentence(dot)}`),
         make("div", { class: "facts" },
           make("div", {}, make("b", {}, dot.selectivity.toFixed(3)), make("span", {}, "selectivity (AUROC)")),
           make("div", {}, make("b", {}, nats(dot.effect)), make("span", {}, "nats lost without it")),
-          make("div", {}, make("b", {}, dot.edge > 1e8 ? "–" : nats(dot.edge)), make("span", {}, "edge of the band"))),
+          make("div", {}, make("b", {}, dot.edge === null ? "–" : nats(dot.edge)), make("span", {}, dot.edge === null ? "no band" : "edge of its band"))),
+        unit.answers ? make("p", { class: "lead" }, becomes(unit.answers)) : "",
         make("h3", {}, "What drives it most"), exemplars(unit.best),
         make("h3", {}, "What is lost without it, by concept (nats)"), bars(unit.loss, dot.concept),
         make("h3", {}, "Turn it down or up"),
@@ -281,7 +299,8 @@ const atlas = (() => {
 
   // ---- the units as cards ----------------------------------------------------------------------------------------------
   function cards() {
-    const list = visible().sort((a, b) => b.effect - b.edge - (a.effect - a.edge));
+    const beyond = (d) => (d.edge === null ? -1e9 : d.effect - d.edge);
+    const list = visible().sort((a, b) => beyond(b) - beyond(a) || b.effect - a.effect);
     const grid = make("div", { class: "cards" });
     for (const d of list.slice(0, shownCards)) {
       const card = make("a", { class: "card", href: `#/unit/${d.site}/${d.unit}` },
@@ -293,7 +312,7 @@ const atlas = (() => {
     }
     const more = list.length > shownCards
       ? make("button", { class: "more", onclick: () => { shownCards += PER_PAGE; cards(); } }, `more of ${list.length} units`) : null;
-    $("list").replaceChildren(...[make("h2", {}, "Units, those that act most beyond the band first"), grid, more].filter(Boolean));
+    $("list").replaceChildren(...[make("h2", {}, "Units, those that act most beyond their band first"), grid, more].filter(Boolean));
   }
 
   // ---- start -----------------------------------------------------------------------------------------------------------
@@ -315,13 +334,46 @@ const atlas = (() => {
     if (list.length) go(list[(list.indexOf(chosen) + by + list.length) % list.length]);
   }
 
+  // ---- finding a unit: "hidden #3", or a number where it names only one -------------------------------------------------
+  const label = (d) => `${front.sites[d.site].name} #${d.unit}`;
+
+  function matches(asked) {
+    const found = asked.trim().match(/^(?:(.*?)\s*#\s*|(.+)\s+)?(\d+)$/);
+    if (!found) return [];
+    const name = (found[1] || found[2] || "").toLowerCase(), site = $("site").value;
+    const list = dots.filter((d) => d.unit === +found[3]);
+    if (!name) return list.filter((d) => site === "" || d.site === +site);
+    const exact = list.filter((d) => front.sites[d.site].name.toLowerCase() === name);
+    return exact.length ? exact : list.filter((d) => front.sites[d.site].name.toLowerCase().includes(name));
+  }
+
+  function offer() {
+    $("units").replaceChildren(...matches($("find").value).slice(0, 40).map((d) => make("option", { value: label(d) })));
+  }
+
+  function find() {
+    const asked = $("find").value, list = matches(asked), names = list.slice(0, 4).map((d) => `“${label(d)}”`).join(", ");
+    $("found").textContent = asked.trim() === "" || list.length === 1 ? ""
+      : list.length ? `Several units have this number; which one: ${names}${list.length > 4 ? ", …" : ""}?` : "There is no such unit.";
+    if (list.length !== 1) return;
+    if (!visible().includes(list[0])) for (const id of ["site", "concept"]) $(id).value = "";
+    cards();
+    location.hash === `#/unit/${list[0].site}/${list[0].unit}` ? draw() : go(list[0]);
+  }
+
+  function chances() {
+    const by = new Map();
+    for (const site of front.sites) by.set(site.tail, [...(by.get(site.tail) || []), site.name]);
+    return [...by].map(([tail, names]) => `${by.size === 1 ? "all sites" : names.join(", ")}: ${tail ? percent(tail) : "too few units to tell"}`).join("; ");
+  }
+
   function start() {
     front = store.front;
     front.sites.forEach((site, number) => site.effect.forEach((effect, unit) => dots.push({
       site: number, unit, effect, concept: site.concept[unit], selectivity: site.selectivity[unit],
-      others: site.others[unit], edge: site.edge[unit],
+      others: site.others[unit], edge: site.edge ? site.edge[unit] : null, acts: site.acts[unit] === 1, visible: site.visible[unit] === 1,
     })));
-    const right = front.accuracy === null ? "" : ` Its first answer is right for ${(100 * front.accuracy).toFixed(1)} % of them.`;
+    const right = front.accuracy === null ? "" : ` ${front.kind === "texts" ? "The first token that it answers" : "Its answer"} is right for ${percent(front.accuracy)} of them.`;
     $("summary").textContent = `${dots.length} units at ${front.sites.length} sites, shown ${front.samples} samples of ${
       front.concepts.length} concepts.${right}`;
     $("site").append(make("option", { value: "" }, "all"), ...front.sites.map((s, i) => make("option", { value: i }, s.name)));
@@ -329,14 +381,14 @@ const atlas = (() => {
     $("method").append(
       make("p", {}, "A unit's concept is the one that its response tells apart best on one half of the samples; selectivity and effect are measured on the other half."),
       make("p", {}, "The effect is the mean drop of the log-probability of the right answer, over samples of the concept, when the unit alone is multiplied by 0."),
-      make("p", {}, `The band ends where ${100 * front.edge} % of matched units lie below: those of the same site whose mean response is most similar, judged on the same concept. Every unit has its own band; the grey one is their mean over units of like selectivity, the dashed mark at the chosen unit is its own, and colours go by the unit's own.`),
-      make("p", {}, `“Detects” means an AUROC of at least ${DETECTS}.`),
+      make("p", {}, `A unit's band ends at the largest effect, on its own concept, of the ${front.matched} units of its site whose mean response is most similar (of all others, where there are fewer), and not below 0. Of so many units alike in everything each is as likely to be the first, so chance alone puts this share beyond its band: ${chances()}. Sites of fewer than ${front.fewest} units have no band.`),
+      make("p", {}, `“Detects” means an AUROC of at least ${DETECTS}. ${front.accuracy === null ? "Too small to see means that" : "Too small to change an answer means that no right answer is lost and"} their mean probability falls by less than one hundredth.`),
+      front.kind === "texts" && front.accuracy !== null ? make("p", {}, "Of an answer of several tokens the first one counts.") : "",
     );
+    $("find").placeholder = `${front.sites[0].name} #0`;
     for (const id of ["site", "concept"]) $(id).addEventListener("change", () => { shownCards = PER_PAGE; draw(); cards(); });
-    $("find").addEventListener("change", () => {
-      const d = visible().find((other) => other.unit === +$("find").value);
-      if (d) go(d);
-    });
+    $("find").addEventListener("input", offer);
+    $("find").addEventListener("change", find);
     const canvas = $("dots");
     canvas.addEventListener("mousemove", hover);
     canvas.addEventListener("mouseleave", () => { $("tip").hidden = true; });
