@@ -60,7 +60,7 @@ class Estimate:
         sizes = {
             "moments": 16 * self.units * concepts,
             "ranking": self.memory,
-            "histogram": 8 * self.units * (concepts + 1) * 513,
+            "histogram": 8 * self.units * (concepts + 1) * 1025,
             "medians": 0,
         }
         if kind not in sizes:
