@@ -22,7 +22,7 @@ from plexus.explain.circuits import (
     open_attention,
     path_patching,
 )
-from plexus.units import Neurons, Recording, Site, sites
+from plexus.units import Neurons, Recording, Site, fingerprint, sites
 from tests.families import tiny
 
 RIGHT, WRONG = torch.tensor([5, 7, 9]), torch.tensor([6, 8, 4])
@@ -240,6 +240,17 @@ def test_values_move_between_models_of_one_build_only():
     narrow, _ = tiny("gpt2")
     with pytest.raises(UnsupportedError, match="one build"):
         activation_patching(model, clean, corrupted, at, METRIC, source_model=narrow)
+
+
+def test_the_last_token_of_each_pair_is_read_where_padding_is_on_the_right():
+    logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    right, wrong, last = torch.tensor([1, 2]), torch.tensor([0, 4]), torch.tensor([3, 1])
+    pair = torch.tensor([1, 0, 1])
+    found = logit_difference(right, wrong, last)(logits, pair)
+    wanted = [logits[row, last[p], right[p]] - logits[row, last[p], wrong[p]] for row, p in enumerate(pair.tolist())]
+    torch.testing.assert_close(found, torch.stack(wanted))
+    with pytest.raises(ShapeError, match="one per pair"):
+        logit_difference(right, wrong, torch.tensor([1, 2, 3]))
 
 
 def test_left_padding_is_the_same_as_no_padding():
@@ -506,6 +517,9 @@ def test_a_circuit_from_a_map_and_its_units():
         Circuit({Place(heads[0], -1): 1.0}, {}).neurons(universe)
     with pytest.raises(RangeError):
         Circuit.of(found, 3, least=0.1)
+    assert Circuit.of(found, 3).model == found.model == fingerprint(model)
+    with pytest.raises(SiteError, match="no place of the universe"):
+        circuits.compare_circuits(best, best, universe=[Place(Site("x"), None, u) for u in range(9)])
     for k in (0, -1, True):
         with pytest.raises(RangeError, match="number of places"):
             Circuit.of(found, k)

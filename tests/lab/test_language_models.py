@@ -1,6 +1,7 @@
 """What must be true of tiny language models: trained once, kept whole, measured honestly, real Hugging Face models."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -223,6 +224,9 @@ class TestGate:
         assert not found.passed
         assert found.quality["recall"].value < 0.95
         assert found.quality["one"].passed
+        (kept,) = (tmp_path / "models").iterdir() if (tmp_path / "models").is_dir() else tmp_path.iterdir()
+        noted = json.loads((kept / "quality.json").read_text())
+        assert noted["recall"] == {"value": found.quality["recall"].value, "at_least": 0.95}
         assert train(steps=80, gate=gate).passed
 
     def test_a_model_that_does_not_pass_is_trained_again_from_other_weights(self, tmp_path):

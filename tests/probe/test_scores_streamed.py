@@ -165,3 +165,20 @@ def test_a_recording_over_its_budget_says_so_when_it_starts(capsys):
         said = capsys.readouterr().err
         assert (f"needs about {_recording._bytes(size)} on disk" in said) == says
         assert (record.folder is not None) == ("budget" in options)
+
+
+@pytest.mark.parametrize("source", ["recording", "stream"])
+def test_quantiles_do_not_depend_on_the_budget(source):
+    values = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    site, labels = Site("a", "b u"), torch.arange(50) % 2
+
+    def given():
+        if source == "recording":
+            return Recording({site: values}, {site: Table(range(50))})
+        return iter([Recording({site: part}, {site: Table(range(len(part)))}) for part in values.split(20)])
+
+    for which in (None, labels):
+        roomy = scores.quantile(given(), 0.3, which, names=None if which is None else ("x", "y"))
+        tight = scores.quantile(given(), 0.3, which, names=None if which is None else ("x", "y"), budget=900)
+        assert torch.equal(tight.values[site], roomy.values[site])
+        assert roomy.values[site].shape[-1] == 6

@@ -23,7 +23,7 @@ from plexus.explain.circuits._places import Metric, PatchMap, Place, Positions, 
 from plexus.explain.circuits._rows import ALL, check_pairs, held_by, laid_back, laid_out, refuse_cache
 from plexus.probe._batches import Forward, run
 from plexus.probe._quiet import quiet
-from plexus.units import Site, Visit, attach
+from plexus.units import Site, Visit, attach, fingerprint
 
 
 def attribution_patching(
@@ -99,7 +99,8 @@ def attribution_patching(
             for unit in kept:
                 places.append(Place(site, position, unit))
                 effects.append(here.sum(1) if unit is None else here[:, unit])
-    return PatchMap(tuple(places), torch.stack(effects).double().cpu(), source - base, base, None, direction)
+    grid = torch.stack(effects).double().cpu()
+    return PatchMap(tuple(places), grid, source - base, base, None, direction, fingerprint(model))
 
 
 class _Line:

@@ -84,7 +84,7 @@ class Circuit:
         nodes = {place: effect for place, effect in ranked if least is None or abs(effect) >= least}
         if not nodes:
             raise RangeError("no place has that much of an effect", given=f"least={least}")
-        return cls(nodes, {}, name)
+        return cls(nodes, {}, name, found.model)
 
     def with_edges(self, receiver: Place, paths: PatchMap, *, least: float = 0.0) -> Circuit:
         """The same circuit with the direct paths of a map from its nodes into one of them.
@@ -220,6 +220,7 @@ def compare_circuits(
 
     Raises:
         ShapeError: the universe is smaller than the circuits.
+        SiteError: the universe lacks a node of the circuits.
 
     Examples:
         >>> site = Site("h.0", "b t u")
@@ -242,7 +243,11 @@ def compare_circuits(
             correlation = float(torch.corrcoef(values)[0, 1])
     p = None
     if universe is not None:
-        size = universe if isinstance(universe, int) else len(set(universe))
+        known = None if isinstance(universe, int) else set(universe)
+        size = universe if isinstance(universe, int) else len(known or ())
+        stray = next((place for place in (*first.nodes, *second.nodes) if known and place not in known), None)
+        if stray is not None:
+            raise SiteError("a node of the circuits is no place of the universe", given=str(stray))
         if size < union:
             raise ShapeError("the universe is smaller than the two circuits", given=size, expected=f"at least {union}")
         from scipy.stats import hypergeom

@@ -39,23 +39,25 @@ from plexus.explain.circuits._rows import (
 from plexus.probe._batches import Forward, run
 from plexus.probe._progress import tracked
 from plexus.probe._quiet import quiet
-from plexus.units import Neurons, Site, attach
+from plexus.units import Neurons, Site, attach, fingerprint
 
 Direction = Literal["denoise", "noise"]
 ROWS = 256
 """Rows of one pass, unless said otherwise."""
 
 
-def logit_difference(right: Tensor, wrong: Tensor, position: int = -1) -> Metric:
+def logit_difference(right: Tensor, wrong: Tensor, position: int | Tensor = -1) -> Metric:
     """The metric logit(right) - logit(wrong) at one position, with one pair of answers per pair of inputs.
 
     Args:
         right: token of the answer to the clean input, `[pair]`.
         wrong: token of the answer to the corrupted input, `[pair]`.
-        position: column of the logits; -1, the last, is right for left-padded batches.
+        position: column of the logits; -1, the last, is right for left-padded batches. For right-padded ones a column
+            for each pair, `[pair]`: `attention_mask.sum(1) - 1`.
 
     Raises:
-        ShapeError: the answers are not one token per pair; several-token answers have no single logit.
+        ShapeError: the answers are not one token per pair (several-token answers have no single logit), or the columns
+            not one per pair.
 
     Examples:
         >>> metric = logit_difference(torch.tensor([2]), torch.tensor([0]))
@@ -72,11 +74,17 @@ def logit_difference(right: Tensor, wrong: Tensor, position: int = -1) -> Metric
         )
     if right.is_floating_point() or wrong.is_floating_point():
         raise DtypeError("answers are token numbers", given=right.dtype)
+    columns = torch.as_tensor(position)
+    if columns.dim() and columns.shape != right.shape:
+        raise ShapeError("columns are one per pair", given=tuple(columns.shape), expected=tuple(right.shape))
+    columns = columns.expand(right.shape)
 
     def metric(output: Any, pair: Tensor) -> Tensor:
         logits = output if isinstance(output, Tensor) else output.logits
-        last = (logits[:, position] if logits.dim() == 3 else logits).float()
         index = pair.to(right.device)
+        if logits.dim() == 3:
+            logits = logits[torch.arange(len(logits), device=logits.device), columns[pair].to(logits.device)]
+        last = logits.float()
         one, two = (last.gather(1, side[index].to(last.device)[:, None]) for side in (right, wrong))
         return (one - two).squeeze(1)
 
@@ -171,6 +179,7 @@ def activation_patching(
         base,
         found[1] - base if control else None,
         direction,
+        fingerprint(model),
     )
 
 
@@ -255,8 +264,6 @@ def _units(
 def _same_build(model: nn.Module, other: nn.Module) -> None:
     if other is model:
         return
-    from plexus.units import fingerprint
-
     if fingerprint(model) != fingerprint(other):
         raise UnsupportedError(
             "values move only between two models of one build",

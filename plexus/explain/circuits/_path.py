@@ -38,7 +38,7 @@ from plexus.explain.circuits._rows import (
 from plexus.probe._batches import Forward, run
 from plexus.probe._progress import tracked
 from plexus.probe._quiet import quiet
-from plexus.units import Neurons, Site, attach, sites
+from plexus.units import Neurons, Site, attach, fingerprint, sites
 
 
 def path_patching(
@@ -126,6 +126,7 @@ def path_patching(
         base,
         effects[1] - base if len(effects) > 1 else None,
         direction,
+        fingerprint(model),
     )
 
 

@@ -64,6 +64,7 @@ class PatchMap:
         base: the metric of the run that was patched, `[pair]`.
         controls: the effects when every pair gets the values of another pair, `[place, pair]`; None for approximations.
         direction: "denoise" (values of the clean run go into the corrupted one) or "noise" (the other way round).
+        model: fingerprint of the model that was patched, if known.
 
     Examples:
         >>> place = Place(Site("h.0", "b t u"), -1)
@@ -79,6 +80,7 @@ class PatchMap:
     base: Tensor
     controls: Tensor | None
     direction: str
+    model: str | None = None
 
     @property
     def normalised(self) -> Tensor:

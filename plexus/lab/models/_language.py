@@ -126,7 +126,8 @@ def train_language_model(
         window: join the texts and cut them into rows of so many tokens, for running text.
         seed: of weights and batches.
         start: a trained model to continue from, which stays as it is; its own tokenizer is to be passed.
-        gate: `gate(model, tokenizer) -> {name: (value, at least)}`, measured anew each time, on fetched models too.
+        gate: `gate(model, tokenizer) -> {name: (value, at least)}`, measured anew each time, on fetched models too;
+            what it measured stands in `quality.json` beside the kept model.
         attempts: how often to train at most, from other weights and batches each time, until a model passes its gate:
             now and then a tiny one does not take off.
         failing: what a value below its bar does in the last attempt: raise, or be recorded in `quality` alone.
@@ -196,6 +197,9 @@ def train_language_model(
             )
         quality = {name: Quality(float(value), float(bar)) for name, (value, bar) in measured.items()}
         made = LanguageModel(model, tokenizer, quality, attempt + 1)
+        if place is not None and quality:
+            with contextlib.suppress(OSError):
+                _note(place / "quality.json", quality)
         if made.passed:
             break
     if failing == "raise" and not made.passed:
@@ -332,6 +336,15 @@ def _no_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _note(path: Path, quality: Mapping[str, Quality]) -> None:
+    """Write beside a kept model what it last measured on its gate."""
+    text = json.dumps({name: {"value": q.value, "at_least": q.at_least} for name, q in quality.items()}, indent=1)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        whole = path.with_name(f".{path.name}.{os.getpid()}")
+        whole.write_text(text, encoding="utf-8")
+        whole.replace(path)
 
 
 def _keep(place: Path, model: Any, tokenizer: Any) -> None:

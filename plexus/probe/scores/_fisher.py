@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnknownNameError, UnsupportedError
+from plexus.probe._sizes import announce
 from plexus.probe.scores._batch import IGNORED, Batch, Forward, cross_entropy, evaluating, predict
 from plexus.probe.scores._importances import Importances
 
@@ -109,6 +110,7 @@ def diagonal_fisher(
             mend="load the model without offloading, or choose others with params=",
         )
     measure = _Measure(model, loss, forward, temperature)
+    announce("importances of the parameters", dtype.itemsize * sum(value.numel() for _, value in named))
     sums = {name: torch.zeros_like(value, dtype=dtype, memory_format=torch.contiguous_format) for name, value in named}
     names, values = [name for name, _ in named], [value for _, value in named]
     examples = _PerExample(measure, dict(named), sample_dim, chunk, power, sums)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from plexus.errors import RangeError
 from plexus.probe.scores._moments import concept_scores
-from plexus.probe.scores._source import Features, Reading, Source, warn_undefined
+from plexus.probe.scores._source import BUDGET, Features, Reading, Source, warn_undefined
 from plexus.units import Scores, Site
 from plexus.units._recording import Labels
 
@@ -22,6 +22,7 @@ def quantile(
     *,
     names: Sequence[str] | None = None,
     features: Features = None,
+    budget: int = BUDGET,
 ) -> Scores:
     """A quantile of each unit over the rows; with labels, over the rows of each concept.
 
@@ -29,11 +30,13 @@ def quantile(
     units where the concept puts them: `edit.replace(chosen, quantile(record, 0.5, labels)["capital"].values)`.
 
     Args:
-        record: a `Recording` or a stream of them; all rows of a site are held.
+        record: a `Recording` or a stream of them; all rows of a site are held, of as many units at a time as the budget
+            allows.
         q: in [0, 1]; one half is the median.
         labels: as in `mean`.
         names: of the classes or concepts.
         features: how a unit that holds several features becomes one number ("norm", "mean").
+        budget: bytes held at once; what comes from a stream and is more goes to a temporary folder.
 
     Returns:
         Scores `[concept, unit]`, or `[unit]`; NaN, with a warning, for a concept that no row shows.
@@ -53,18 +56,21 @@ def quantile(
     if not 0 <= q <= 1:
         raise RangeError("a quantile lies in [0, 1]", given=q)
     reading = Reading(record, labels, features, names)
-    found: dict[Site, dict[str, Tensor]] = {}
-    for piece in reading.whole():
+    found: dict[Site, dict[str, list[Tensor]]] = {}
+    for piece in reading.whole(budget):
         shown = piece.shown or {"": torch.ones(len(piece.values), dtype=torch.bool)}
-        found[piece.site] = {}
+        first = piece.site not in found
+        parts = found.setdefault(piece.site, {concept: [] for concept in shown})
         for concept, member in shown.items():
             rows = piece.values[member]
             if not len(rows):
-                warn_undefined("quantile", concept, "no row shows it")
-                found[piece.site][concept] = piece.values.new_full((piece.values.shape[1],), torch.nan)
+                if first:
+                    warn_undefined("quantile", concept, "no row shows it")
+                parts[concept].append(piece.values.new_full((piece.values.shape[1],), torch.nan))
             else:
-                found[piece.site][concept] = _interpolated(rows, q)
-    return concept_scores(found, reading, f"{q:g} quantile")
+                parts[concept].append(_interpolated(rows, q))
+    together = {site: {concept: torch.cat(parts) for concept, parts in by.items()} for site, by in found.items()}
+    return concept_scores(together, reading, f"{q:g} quantile")
 
 
 def _interpolated(rows: Tensor, q: float) -> Tensor:

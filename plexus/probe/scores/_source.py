@@ -150,8 +150,9 @@ class _Held:
         self.writers: dict[Site, ShardWriter] = {}
 
     def add(self, piece: Piece) -> None:
+        concepts = self.concepts.setdefault(piece.site, {})
         for name, shown in piece.shown.items():
-            self.concepts.setdefault(piece.site, {}).setdefault(name, []).append(shown)
+            concepts.setdefault(name, []).append(shown)
         self.values.setdefault(piece.site, []).append(piece.values)
         self.tables.setdefault(piece.site, []).append(piece.table)
         self.size += piece.values.nbytes + ROW * len(piece.values)
