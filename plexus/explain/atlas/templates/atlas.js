@@ -86,17 +86,14 @@ const atlas = (() => {
     pen.clearRect(0, 0, box.width, box.height);
     const bottom = box.height - box.pad[2], end = box.width - box.pad[1];
     const size = list.length > 4000 ? 2 : list.length > 800 ? 3 : 4.5;
-    pen.fillStyle = colour("band");
-    for (const d of list.filter((other) => other.edge !== null)) {
+    const barred = list.filter((d) => d.edge !== null && (kind(d) !== "neither" || d === chosen)); // all would hide each other
+    for (const d of barred) {
       const top = Math.max(box.pad[0], py(d.edge)); // the bar behind a dot is its own band
-      pen.fillRect(px(d.selectivity) - size / 3, top, size / 1.5, bottom - top);
+      pen.fillStyle = colour("band");
+      pen.fillRect(px(d.selectivity) - 1, top, 2, bottom - top);
+      pen.fillStyle = colour("neither");
+      if (py(d.edge) > box.pad[0]) pen.fillRect(px(d.selectivity) - size / 2, top - 0.75, size, 1.5);
     }
-    pen.fillStyle = colour("neither");
-    for (const d of list.filter((other) => other.edge !== null && py(other.edge) > box.pad[0])) {
-      pen.globalAlpha = 0.5;
-      pen.fillRect(px(d.selectivity) - size, py(d.edge) - 1, 2 * size, 2);
-    }
-    pen.globalAlpha = 1;
     pen.font = "12px system-ui, sans-serif";
     pen.fillStyle = colour("soft");
     pen.strokeStyle = colour("line");
@@ -155,9 +152,9 @@ const atlas = (() => {
       ...KINDS.map(([name, label]) =>
         make("li", {}, make("i", { style: `background: var(--${name})` }), `${label}: ${list.filter((d) => kind(d) === name).length}`)),
       ...(hollow ? [make("li", {}, make("i", { class: "hollow" }), `hollow: beyond it, but ${tooSmall()}: ${hollow}`)] : []),
-      make("li", { class: "axis" }, "Every dot has a band of its own, the grey bar behind it; its colour says whether it lies above that bar."
-        + (able.length ? ` ${acting} of ${able.length} do; chance alone would put about ${chance.toFixed(1)} there.` : "")),
-      ...(without ? [make("li", { class: "axis" }, `${without} have no bar and are never called beyond: their sites have fewer than ${
+      make("li", { class: "axis" }, "Every unit has a band of its own: the bar behind a coloured dot, which lies above it or within. Grey dots lie within theirs; a click shows it."
+        + (able.length ? ` ${acting} of ${able.length} lie beyond; chance alone would put about ${chance.toFixed(1)} there.` : "")),
+      ...(without ? [make("li", { class: "axis" }, `${without} have no band and are never called beyond: their sites have fewer than ${
         front.fewest} units, too few to tell.`)] : []),
     );
   }
