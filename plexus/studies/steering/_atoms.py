@@ -22,8 +22,8 @@ from plexus.units import Neurons, Scores, Site
 KINDS = ("attention", "ffn", "layer")
 COUNTS = (2, 4, 8, 16, 32)
 STRENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
-SHIFTS = tuple(0.05 * 1.15**i for i in range(45))
-"""How far whole vectors are moved, in multiples of the mean difference: as many settings as the other methods try."""
+SHIFTS = tuple(0.05 * 4000 ** (i / 44) for i in range(45))
+"""How far whole vectors are moved, 0.05 to 200 times the mean difference: as many settings as the other methods try."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +102,10 @@ def atomic(found: Fitted, k: int, strength: float, *, rank: Scores | None = None
         return Candidate({"k": k, "strength": strength}, made, len(made.neurons))
 
 
-def atoms(found: dict[str, Fitted], kinds: tuple[str, ...] = KINDS) -> Iterator[Candidate]:
-    """Every setting of atomic steering."""
+def atoms(found: dict[str, Fitted], kinds: tuple[str, ...] = KINDS, by_mean: bool = False) -> Iterator[Candidate]:
+    """Every setting of atomic steering, of the most consistent coordinates or of those with the largest difference."""
     for kind, k, strength in itertools.product(kinds, COUNTS, STRENGTHS):
-        made = atomic(found[kind], k, strength)
+        made = atomic(found[kind], k, strength, rank=found[kind].mean if by_mean else None)
         yield Candidate({"kind": kind, **made.setting}, made.edit, made.moved)
 
 
@@ -137,7 +137,7 @@ def heads(found: dict[str, Fitted], count: int) -> Iterator[Candidate]:
             ranked.append((fit.score(x[test].numpy(), y[test].numpy()), site, head, direction * (x @ direction).std()))
     ranked.sort(key=lambda entry: -entry[0])
     width = states.right.sizes[states.right.sites[0]] // count
-    strengths = tuple(0.25 * 1.3**i for i in range(18))
+    strengths = tuple(0.25 * 800 ** (i / 17) for i in range(18))
     for k, strength in itertools.product((1, 2, 4, 6, 8), strengths):
         shift = {site: torch.zeros(states.right.sizes[site], dtype=torch.float64) for site in states.right.sites}
         for _, site, head, push in ranked[:k]:

@@ -75,7 +75,7 @@ ASKED_OF_ALL = (
         "points of TPH above as many of the largest singular values",
         less("margin", "largest"),
         role="mechanism",
-        at_least=0.0,
+        at_least=1.0,
     ),
     interval(
         "AUROC of a layer's probe above the best unit's",
@@ -237,11 +237,14 @@ class DampingStudy(Study):
         picked = {}
         for name, arm in arms.items():
             means = [
-                {key: fmean(trial[key] for trial in trials) for key in ("tph", "ratio")}
+                {key: fmean(trial[key] for trial in trials) for key in ("tph", "ratio", "reduction")}
                 for trials in zip(*found[name], strict=True)
             ]
-            # a setting within the budget comes before any beyond it
-            best = max(means, key=lambda m: (m["ratio"] <= BUDGET, m["tph"] if m["ratio"] <= BUDGET else -m["ratio"]))
+            # a setting within the budget comes before any beyond it; where none reduces anything, the least harmful
+            best = max(
+                means,
+                key=lambda m: (m["ratio"] <= BUDGET, m["tph"] if m["ratio"] <= BUDGET else -m["ratio"], m["reduction"]),
+            )
             picked[name] = SETTINGS[arm.overrides["grid"]][means.index(best)]
         chosen = {**picked, **dict.fromkeys(FOLLOWERS, picked["margin"])}
         budget = {name: len(SETTINGS[arm.overrides["grid"]]) for name, arm in arms.items()}

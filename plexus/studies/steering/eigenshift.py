@@ -86,6 +86,11 @@ class EigenShift(DampingStudy):
         "Units are scored on the sentences: a concept that is a list of words is easy for single units to detect, so "
         "that a layer's probe can hardly be better here.",
         "Perplexity is that of neutral sentences of the same world instead of Wikipedia's.",
+        "States come from prompts of angry and of calm turns alike, so that those without a rude word are nearly all "
+        "of calm ones; and tokens are sampled from the whole distribution, not from its upper 95 %.",
+        "As many of the largest singular values are to be beaten by a point: where one direction is damped, both "
+        "orders may choose the same, and a bar of 0 would be met by that. In earlier runs the bar was 0, and the three "
+        "ways to scale units took the first of their settings where none of them reduced anything.",
         "Forty seeds: in one of ten, the signs of the decomposition let the published projection damp the right "
         "direction too, which makes ten seeds a draw between 'undecided' and 'holds' (76 points, 57 to 96, and for ten "
         "others 75, 56 to 94; bar 60). Bars are unchanged, the seeds are new.",
