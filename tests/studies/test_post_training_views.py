@@ -11,7 +11,7 @@ from plexus.data.corpora._statements import FALSE, REFUSED, TRUE
 from plexus.lab import TUNING_SEEDS
 from plexus.lab._verdict import judge
 from plexus.probe import record
-from plexus.studies.interpretability import _checkpoints, _post_training
+from plexus.studies.interpretability import _checkpoints, _post_training, post_training_views
 from plexus.studies.interpretability._checkpoints import HELD_OUT, TRAINED
 from plexus.studies.interpretability.post_training_views import PostTrainingViews, PostTrainingViewsTruth
 from plexus.units import fingerprint, sites
@@ -139,7 +139,8 @@ def test_tuning_has_seeds_of_its_own_and_one_choice_for_all_arms(monkeypatch, pr
     tuning = study.tune(SMOKE)
     assert set(asked) <= set(TUNING_SEEDS)
     assert len({tuple(sorted(choice.items())) for choice in tuning.chosen.values()}) == 1
-    assert set(tuning.budget.values()) == {SMOKE.layers - 1}
+    assert set(tuning.budget.values()) == {(SMOKE.layers - 1) * len(post_training_views.PENALTIES)}
+    assert set(tuning.chosen["refusals"]) == {"first_layer", "logistic_layer", "penalty"}
 
 
 def test_a_check_can_fail(found) -> None:

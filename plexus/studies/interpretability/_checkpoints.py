@@ -37,6 +37,7 @@ class Config:
     each: int = 4
     first_layer: int = 0
     logistic_layer: int = 0
+    penalty: float = 0.01
     candidates: int = 10
     top_norm: float = 0.25
     random: int = 20

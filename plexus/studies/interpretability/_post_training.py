@@ -103,7 +103,9 @@ def truth(
     half = torch.arange(len(items)) // 2 % 2 == 0
     fitted = [part(one, half) for one in records]
     own, base_direction = (directions(one) for one in (fitted[1], fitted[0]))
-    logistic_own, logistic_base = (directions(one, how="logistic") for one in (fitted[1], fitted[0]))
+    logistic_own, logistic_base = (
+        directions(one, how="logistic", penalty=config.penalty) for one in (fitted[1], fitted[0])
+    )
     held = [item for item, keep in zip(items, half.tolist(), strict=True) if not keep]
     generator = torch.Generator().manual_seed(seed + 2)
     unrelated = refusal_directions(tuned, prepared)

@@ -12,6 +12,7 @@ the same things at the same places, so what a view says of kinship is the differ
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -22,6 +23,9 @@ from plexus.lab import TUNING_SEEDS, Arm, Outcome, Paper, Results, Study, Tuning
 from plexus.lab._study import BySeed, Quantity
 from plexus.studies.interpretability import _checkpoints, _post_training
 from plexus.studies.interpretability._checkpoints import Config, Prepared
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Of the logistic direction; the last makes it the mean difference, nearly."""
 
 METHOD, ABLATION, STRANGER, SELF = "refusals", "no refusals", "trained apart", "itself"
 
@@ -78,6 +82,8 @@ class _PostTrainingViews(Study):
         "four of its requests are allowed ones, so that granting is what the model does by default.",
         "The stranger and the refusal-free fine-tuning are arms of ours, and so is the causal test of entropy neurons.",
         "No stage of preferences follows the fine-tuning.",
+        "Truth is read and moved on statements that training judges; how often the base is right about facts that it "
+        "never judged (about 82 %) is measured and shown.",
     )
     Config = Config
     arms = (
@@ -118,7 +124,7 @@ class _PostTrainingViews(Study):
         interval("the same at the whole gap", gap("effect, transferred", "effect, logistic transferred"),
                  role="advantage", at_least=0.0),
         interval("refusals cut by the mean difference less by the logistic", gap("cut, own", "cut, logistic"),
-                 role="advantage", at_least=0.0),
+                 role="advantage", at_least=1.0),
     )  # fmt: skip
 
     def prepare(self, config: Config, seed: int) -> Prepared:
@@ -127,21 +133,22 @@ class _PostTrainingViews(Study):
     def tune(self, config: Config) -> Tuning:
         seeds = TUNING_SEEDS[: config.tuning_seeds]
         made = [(seed, _checkpoints.prepare(config, seed, only=(METHOD,))) for seed in seeds]
-        found = np.zeros((config.layers - 1, 2))
-        for layer in range(config.layers - 1):
-            here = replace(config, first_layer=layer, logistic_layer=layer)
+        mean, logistic = np.zeros(config.layers - 1), np.zeros((config.layers - 1, len(PENALTIES)))
+        for layer, (column, penalty) in itertools.product(range(config.layers - 1), enumerate(PENALTIES)):
+            here = replace(config, first_layer=layer, logistic_layer=layer, penalty=penalty)
             for seed, prepared in made:
                 models = prepared.models
                 metrics, _ = _post_training.truth(models["base"], models["refusals"], prepared, here, seed)
-                found[layer] += [metrics["half effect, own"], metrics["half effect, logistic"]]
-                found[layer] -= metrics["half effect, random"]
-        first, logistic = (int(column.argmax()) for column in found.T)
-        chosen = {"first_layer": first, "logistic_layer": logistic}
+                logistic[layer, column] += metrics["half effect, logistic"] - metrics["half effect, random"]
+                mean[layer] += metrics["half effect, own"] - metrics["half effect, random"]
+        layer, column = np.unravel_index(logistic.argmax(), logistic.shape)
+        chosen = {"first_layer": int(mean.argmax()), "logistic_layer": int(layer), "penalty": PENALTIES[int(column)]}
         return Tuning(
             {arm.name: chosen for arm in self.arms},
-            {arm.name: config.layers - 1 for arm in self.arms},
-            "the first layer of the interventions on truth, by their effect at half the gap less that of random "
-            f"directions, as many for both ways to find directions, on {len(seeds)} seeds",
+            {arm.name: logistic.size for arm in self.arms},
+            "the first layer of the interventions on truth, and the penalty of the logistic direction, by their effect "
+            f"at half the gap less that of random directions on {len(seeds)} seeds: {len(mean)} settings of the mean "
+            f"difference, which has no penalty, {logistic.size} of the logistic direction",
         )
 
     def run(self, config: Config, prepared: Prepared, seed: int) -> Outcome:
@@ -203,7 +210,9 @@ class PostTrainingViews(_PostTrainingViews):
         *_PostTrainingViews.deviations,
         "Thirty seeds: the difference of the maps' correlations was 0.25 (0.13 to 0.36, bar 0.1) in a first confirming "
         "run of ten and 0.14 (0.05 to 0.23) over ten others, as how alike a stranger's map is varies from pair to pair "
-        "of models. Bars are unchanged, the thirty seeds are new.",
+        "of models; thirty gave 0.12 (0.07 to 0.17). In those runs the logistic direction kept one penalty, and the "
+        "transferred mean difference did 0.12 (0.08 to 0.15) more than it; here its penalty is tuned, and equal cuts "
+        "of refusals no longer meet their bar. Other bars are unchanged, the thirty seeds are new.",
     )
     seeds = 30
     scales: ClassVar = {
