@@ -19,7 +19,7 @@ help:
 	@echo "make demo    look at the ledger, re-measure its studies on this machine, write report.html"
 	@echo "make test    every check: style, types, layers, tests, smoke runs, documentation"
 	@echo "make bench   benchmarks against the installed peers (make peers installs them, in .venv-peers)"
-	@echo "make ledger  the confirming runs: ten unseen seeds per study, written to ledger/"
+	@echo "make ledger  the confirming runs: unseen seeds, ten where a study does not say otherwise, written to ledger/"
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@echo "— the ledger as shipped: what each study found on ten seeds that follow from its frozen bars —"
+	@echo "— the ledger as shipped: what each study found on seeds that follow from its frozen bars —"
 	@$(BIN)/plexus list
 	@$(BIN)/plexus report --out report.html
 	@echo "— measuring again on this machine, with the ledger's settings, on a few seeds that it has not used (Ctrl-C stops, make demo continues) —"

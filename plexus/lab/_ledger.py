@@ -11,6 +11,7 @@ distances may be null where they do not exist (one seed, an exact check).
     data        [name of a data set]         deviations  [sentence]
     inferred    {constant: range in words}   constants that the paper does not give (fidelity C), else {}
     shares      {effect: {mean, per_seed}}   in what share of the declared range each effect holds (fidelity C), else {}
+    doubts      [str], may be missing       what a later reading found wanting, added by hand; a new run starts without
     study_hash  of the syntax tree of the study's file, without docstrings
     scale       "smoke" | "full" | "paper"   settings    {field of Config: value at this scale, before arms}
     seeds       [int]                        every per-seed list below is in this order, null where a trial broke

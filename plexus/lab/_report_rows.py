@@ -339,6 +339,7 @@ def notices(row: Row, newest: Row | None, version: str | None) -> list[str]:
     if row["broken"]:
         count = len(row["broken"])
         said.append(f"{count} trial{'s' if count > 1 else ''} broke; what they would have measured is missing below.")
+    said += [f"Found wanting since: {doubt}" for doubt in row.get("doubts", ())]
     if row["scale"] == "smoke":
         said.append("Measured at smoke scale, which only shows that the code runs; the numbers are no evidence.")
     if not row.get("frozen"):

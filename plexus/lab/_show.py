@@ -119,6 +119,7 @@ def show_row(console: Console, row: Row) -> None:
     facts = [("claim", row["claim"]), ("refuted by", row["refuted_by"]), ("scale", row["scale_line"])]
     facts += [("data", ", ".join(row["data"])), ("fidelity", row["fidelity"])]
     facts += [("deviation", line) for line in row["deviations"]]
+    facts += [("found wanting since", line) for line in row.get("doubts", ())]
     facts += [(f"share, {effect}", number(share["mean"])) for effect, share in row.get("shares", {}).items()]
     for name, text in facts:
         console.print(f"[bright_black]{escape(name)}:[/] {escape(text)}", soft_wrap=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from plexus.lab._statistics import Floats
 from plexus.lab._study import BySeed, Check
-from plexus.lab._verdict import QUESTIONS, Judgement, answer, decide
+from plexus.lab._verdict import PASSED, QUESTIONS, Judgement, answer, decide
 
 DRAWS = 400
 FEWEST = 5
@@ -47,7 +47,7 @@ def redrawn(row: Mapping[str, Any], draws: int = DRAWS) -> dict[str, dict[str, f
             Judgement(
                 check,
                 (),
-                {1: True, 0: None, -1: False}[int(side[draw])],
+                PASSED[int(side[draw])],
                 p_interval=None if np.isnan(level[draw]) else float(level[draw]),
             )
             for check, side, level in zip(checks, sides, levels, strict=True)

@@ -28,6 +28,8 @@ Word = Literal["holds here", "holds in part", "does not hold here", "undecided",
 
 QUESTIONS: tuple[Question, ...] = ("mechanism", "advantage")
 ALPHA = 0.05
+PASSED = {1: True, 0: None, -1: False}
+"""What `decide` says of a check, as the ledger writes it."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def judge_check(check: Check, by_seed: Sequence[BySeed]) -> Judgement:
     base = Judgement(
         check,
         shown,
-        {1: True, 0: None, -1: False}[int(side)],
+        PASSED[int(side)],
         mean=mean,
         interval=None if math.isinf(low) else (low, high),
         p_interval=None if math.isnan(level) else float(level),

@@ -9,9 +9,11 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from plexus.lab._ledger import synthetic_calibration, synthetic_row, write_json, write_row
 from plexus.lab._pages import differences, main, markdown, write_pages
+from plexus.lab._show import show_row
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -117,3 +119,13 @@ def test_escaped_text_holds_no_live_markup(text: str) -> None:
     assert not set(safe) & set("<>|\n")
     for mark in "`*_[]":
         assert safe.count(mark) == safe.count("\\" + mark) == text.count(mark)
+
+
+def test_what_was_found_wanting_since_stands_on_the_page_and_in_the_terminal(tmp_path, capsys):
+    row = {**synthetic_row("a"), "doubts": ["its rival was not tuned."]}
+    write_row(tmp_path / "ledger", row)
+    write_pages(tmp_path / "ledger", tmp_path / "docs")
+    page = (tmp_path / "docs" / "ledger" / "a.md").read_text(encoding="utf-8")
+    assert page.index("Found wanting since: its rival was not tuned.") < page.index("## Verdict")
+    show_row(Console(width=200), row)
+    assert "found wanting since: its rival was not tuned." in capsys.readouterr().out

@@ -243,11 +243,14 @@ def compare_circuits(
             correlation = float(torch.corrcoef(values)[0, 1])
     p = None
     if universe is not None:
-        known = None if isinstance(universe, int) else set(universe)
-        size = universe if isinstance(universe, int) else len(known or ())
-        stray = next((place for place in (*first.nodes, *second.nodes) if known and place not in known), None)
-        if stray is not None:
-            raise SiteError("a node of the circuits is no place of the universe", given=str(stray))
+        if isinstance(universe, int):
+            size = universe
+        else:
+            known = set(universe)
+            size = len(known)
+            stray = next((place for place in (*first.nodes, *second.nodes) if place not in known), None)
+            if stray is not None:
+                raise SiteError("a node of the circuits is no place of the universe", given=str(stray))
         if size < union:
             raise ShapeError("the universe is smaller than the two circuits", given=size, expected=f"at least {union}")
         from scipy.stats import hypergeom
