@@ -324,3 +324,11 @@ def test_a_function_of_ones_own(tmp_path) -> None:
         find_subject(f"{tmp_path}/mine.py:nothing")
     with pytest.raises(PlexusError, match="function"):
         find_subject(f"{tmp_path}/mine.py:shape")
+
+
+def test_building_leaves_every_module_in_its_own_mode() -> None:
+    model, matter = planted()
+    model.train()
+    model.hidden.eval()  # part of a model may be held in evaluation mode while the rest trains
+    atlas.build(model, matter, HELD, featured=0)
+    assert [module.training for module in model.modules()] == [True, False, True]

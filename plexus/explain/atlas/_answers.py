@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from plexus.errors import RangeError
 from plexus.explain._sweep import Cell, sweep
 from plexus.explain.atlas._matter import Matter
+from plexus.probe._batches import run
 from plexus.probe._progress import tracked
+from plexus.probe._quiet import quiet
 from plexus.units import Site, sites
 
 VISIBLE = 0.01  # a smaller drop of the probability of right answers nobody would see
@@ -38,17 +40,11 @@ def untouched(model: nn.Module, matter: Matter, indices: Sequence[Tensor]) -> tu
         RangeError: an outcome is not finite.
     """
     outcomes, right = [], []
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for index in indices:
-                batch = matter.batch(index)
-                output = model(**batch) if isinstance(batch, dict) else model(batch)
-                outcomes.append(matter.outcome(output, index).double().cpu())
-                right.append(matter.right(output, index))
-    finally:
-        model.train(training)
+    with quiet(model):
+        for index in indices:
+            output = run(model, matter.batch(index), None, None)
+            outcomes.append(matter.outcome(output, index).double().cpu())
+            right.append(matter.right(output, index))
     return finite(torch.cat(outcomes), "the model"), _joined(right, 0)
 
 
