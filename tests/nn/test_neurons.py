@@ -191,14 +191,17 @@ def learnable(name, **others):
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.integers(1, 40), batch=st.sampled_from([1, 2, 5]), seed=st.integers(0, 2**20))
 @example(steps=12, batch=750, seed=0)  # more columns than a chunk holds
+@example(steps=31, batch=1, seed=1532)  # in single precision, AdEx in its upswing is 1.5e-5 apart here
 def test_fused_equals_eager(name, steps, batch, seed):
     others = {"refractory": 2 * build(name).dt, "detach_reset": True} if name in REFRACTORY else {}
+    # an exponential upswing multiplies the rounding of single precision, so that model is compared in double, closer
+    dtype, close = (torch.float64, 1e-10) if name.startswith("AdEx") else (torch.float32, 1e-5)
     results = []
     for backend in ("fused", "eager"):
-        layer, x = learnable(name, **others), drive(name, steps, batch, seed=seed).requires_grad_()
+        layer, x = learnable(name, **others).to(dtype), drive(name, steps, batch, dtype, seed).requires_grad_()
         layer.backend = backend
         if name in SPIKING:
-            layer.port = Port(gain=torch.tensor([1.0, 0.5, 1.0]), high=torch.tensor(0.9))
+            layer.port = Port(gain=torch.tensor([1.0, 0.5, 1.0], dtype=dtype), high=torch.tensor(0.9, dtype=dtype))
         rest = layer.initial_state(batch)
         start = [part.requires_grad_() for part in rest]
         out, state = layer(x, type(rest)(*start))
@@ -209,10 +212,11 @@ def test_fused_equals_eager(name, steps, batch, seed):
     (out, state, slopes), (expected, after, wanted) = results
     if name in SPIKING:
         assert torch.equal(out, expected)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out, expected, rtol=close, atol=close / 10)
     for a, b in zip(state, after, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=close, atol=close)
     for a, b in zip(slopes, wanted, strict=True):
+        assert a.dtype == b.dtype == dtype
         scale = 1 + b.abs().max()
         torch.testing.assert_close(a / scale, b / scale, rtol=2e-3, atol=2e-4)
 
