@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from plexus.data import corpora
 from plexus.data.corpora import FactWorld, Item
-from plexus.edit import Edit, replace, scale
+from plexus.edit import Edit, replace
 from plexus.explain.controls import matched_random, shuffled
 from plexus.lab.models import recall, train_language_model
 from plexus.probe import record, scores
@@ -46,8 +46,7 @@ class Config:
         force: hold the units at their medians over the relation's prompts instead of at zero.
         controls: matched random sets for each relation.
         details: measure the dose, single units, the second language and the second model too.
-        doses: shares of the units, for the dose.
-        single: how many units of each relation are silenced one at a time.
+        doses: shares of the units, for the dose and for what relations gain.
         tuning: number of seeds that shares and rivals are chosen on.
     """
 
@@ -69,7 +68,6 @@ class Config:
     controls: int = 1
     details: bool = False
     doses: tuple[float, ...] = (0.01, 0.02, 0.04, 0.08, 0.16, 0.24)
-    single: int = 3
     tuning: int = 3
 
 
@@ -93,10 +91,14 @@ class Questions:
             parts = [model(**batch, use_cache=False, logits_to_keep=1).logits[:, -1] for batch in self.batches]
         return torch.cat(parts).float().log_softmax(-1)
 
+    def brings(self, said: Tensor) -> dict[str, Tensor]:
+        """Hits and log-probabilities of the answers, `[…, item]`, from what is said, `[…, item, word]`."""
+        answers = self.answers.expand(said.shape[:-1])
+        hit = said.argmax(-1) == answers
+        return {"accuracy": hit.double(), "log-probability": said.gather(-1, answers[..., None])[..., 0]}
+
     def __call__(self, model: nn.Module) -> dict[str, Tensor]:
-        said = self.says(model)
-        hit = said.argmax(-1) == self.answers
-        return {"accuracy": hit.double(), "log-probability": said.gather(1, self.answers[:, None])[:, 0]}
+        return self.brings(self.says(model))
 
 
 class Prepared(NamedTuple):
@@ -197,16 +199,10 @@ def chosen(config: Config, found: Scores, seed: int) -> dict[str, Neurons]:
     return units
 
 
-def edits(config: Config, model: nn.Module, questions: Questions, units: dict[str, Neurons]) -> dict[str, Edit]:
-    """Silence the units of each relation, or hold them where the relation's prompts put them."""
+def held(config: Config, model: nn.Module, questions: Questions, units: dict[str, Neurons]) -> dict[str, Edit] | None:
+    """Hold the units of each relation where its prompts put them; nothing where they are to be silent."""
     if not config.force:
-        return {name: scale(one, 0.0) for name, one in units.items()}
+        return None
     responses = record(model, questions.batches, places(config, model), pool=config.pool)
     medians = scores.quantile(responses, 0.5, questions.labels, names=questions.names)
     return {name: replace(one, medians[name].values) for name, one in units.items()}
-
-
-def singles(found: Scores, name: str, count: int) -> Iterator[Neurons]:
-    """The highest units of a relation, one at a time."""
-    for unit in found[name].ranked(count):
-        yield Neurons.of(found.sizes, {unit.site: [unit.unit]}, found.model)
