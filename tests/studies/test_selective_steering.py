@@ -6,9 +6,21 @@ from typing import Any
 import pytest
 import torch
 
-from plexus.studies.steering._dials import dials, length_error, places, published_error
+from plexus.edit import steer
+from plexus.studies.steering._dials import (
+    OFF,
+    Variant,
+    choose,
+    dials,
+    drawn_sites,
+    length_error,
+    published_error,
+    variants,
+)
+from plexus.studies.steering._openers import barred, learned
 from plexus.studies.steering._refusals import Config, Requests, measure, prepared, steered
 from plexus.studies.steering.selective_steering import SelectiveSteering
+from plexus.units import Site
 
 SMOKE: Config = SelectiveSteering.configure("smoke")
 
@@ -22,8 +34,15 @@ def arm(name: str) -> Config:
     return replace(SMOKE, **SelectiveSteering.arm(name).overrides)
 
 
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def sole(name: str, requests: Requests) -> Variant:
+    return variants(arm(name), requests, 0)[0]
+
+
+def tried(name: str, requests: Requests) -> list[tuple[float, Any]]:
+    return dials(arm(name), requests, sole(name, requests))
+
+
+TURNS = ("relative everywhere", "first half", "angular", "adaptive")
 
 
 def test_calibration_and_test_share_no_pair_of_verb_and_object(requests: Requests) -> None:
@@ -71,36 +90,139 @@ def test_a_perfect_and_a_silent_model_are_told_apart(requests: Requests) -> None
 
 def test_arms_differ_in_what_their_names_say(requests: Requests) -> None:
     every = requests.plane.stats.sites
-    assert places(arm("relative everywhere"), requests, generator()) == every
-    assert places(arm("first half"), requests, generator()) == every[: len(every) // 2]
-    half = places(arm("random half"), requests, generator())
-    assert len(half) == len(every) // 2
-    assert set(half) < set(every)
     chosen = requests.plane.discriminative_sites()
-    assert places(arm("selective"), requests, generator()) == chosen
-    assert len(places(arm("widest"), requests, generator())) == max(1, len(chosen))
-    for name in ("angular", "adaptive", "relative everywhere", "addition"):
-        assert len(dials(arm(name), requests, generator())) == SMOKE.settings  # equal effort
-    assert [edit for _, edit in dials(arm("none"), requests, generator())] == [None]
+    assert sole("relative everywhere", requests).sites == every
+    assert sole("first half", requests).sites == every[: len(every) // 2]
+    for name in ("selective", "absolute at selected", "random second"):
+        assert sole(name, requests).sites == chosen
+    assert len(sole("widest", requests).sites) == len(chosen)
+    assert all(len(one.sites) == len(chosen) for one in variants(arm("random sites"), requests, 0))
+    assert tried("none", requests) == [(OFF, None)]
 
 
-def test_a_full_turn_at_zero_changes_nothing_and_addition_goes_away_from_refusal(requests: Requests) -> None:
-    angle, edit = dials(arm("relative everywhere"), requests, generator())[0]
-    assert angle == 0
-    plain, turned = steered(requests, None), steered(requests, edit)
-    assert turned[0] == plain[0]
-    assert turned[1] == pytest.approx(plain[1], rel=1e-4)
-    strength, _ = dials(arm("addition"), requests, generator())[-1]
-    assert strength == -SMOKE.reach
+def test_every_arm_tries_as_many_settings_and_one_of_them_does_nothing(requests: Requests) -> None:
+    plain = steered(requests, None)
+    budget = SelectiveSteering().tune(SMOKE).budget
+    for name in (*TURNS, "addition", "ablation"):
+        settings = tried(name, requests)
+        assert len(settings) == SMOKE.settings == budget[name]
+        assert len({(setting, edit and len(edit.neurons.sites)) for setting, edit in settings}) == SMOKE.settings
+        _, off = settings[0]
+        same, perplexity = steered(requests, off)
+        assert same == plain[0]
+        assert perplexity == pytest.approx(plain[1], rel=1e-4)
+    full = replace(arm("ablation"), settings=36)
+    shares = [share for share, _ in dials(full, requests, sole("ablation", requests))]
+    assert len(shares) == 36
+    assert 1.0 in shares
+
+
+def test_drawn_sites_are_as_many_and_other_than_the_chosen_ones() -> None:
+    every = tuple(Site(str(i)) for i in range(8))
+    chosen = every[2:]
+    generator = torch.Generator().manual_seed(0)
+    drawn = drawn_sites(every, chosen, 8, generator)
+    assert len(set(drawn)) == 8
+    assert chosen not in drawn
+    assert all(len(set(sites)) == 6 and set(sites) <= set(every) for sites in drawn)
+    assert len(drawn_sites(every, every[:7], 50, generator)) == 7  # all others that there are
+    assert drawn_sites(every, every, 8, generator) == [every]
+    assert drawn_sites(every, (), 8, generator) == [()]
+    counts = torch.zeros(8)
+    for seed in range(300):
+        for sites in drawn_sites(every, chosen, 8, torch.Generator().manual_seed(seed)):
+            counts[[every.index(site) for site in sites]] += 1
+    expected = 2400 * torch.tensor([21.0] * 2 + [20.0] * 6) / 27  # 21 of the 28 sets hold a site, the chosen left out
+    assert torch.allclose(counts, expected, rtol=0.04)
+
+
+def test_draws_follow_from_the_seed_and_have_numbers_of_their_own(requests: Requests) -> None:
+    config = arm("random second")
+    one, again, other = (variants(config, requests, seed) for seed in (0, 0, 1))
+    assert len(one) == config.draws
+    for a, b, c in zip(one, again, other, strict=True):
+        assert a.second is not None and b.second is not None and c.second is not None  # noqa: PT018
+        assert torch.equal(a.second, b.second)
+        assert not torch.equal(a.second, c.second)
+        assert abs(float(a.second @ requests.plane.b1)) < 1e-5
+    model = torch.randn(config.draws, len(requests.plane.b1), generator=torch.Generator().manual_seed(0))
+    straight = steer.plane(torch.stack([requests.plane.b1, model[0]]))[1]
+    assert not torch.allclose(one[0].second, straight)  # type: ignore[arg-type]
+
+
+def test_a_draw_chooses_as_any_other_arm_and_counts_by_the_mean(requests: Requests) -> None:
+    config = replace(arm("random second"), sites="all")
+    variant = Variant(requests.plane.stats.sites)
+    settings = dials(config, requests, variant)
+    sparing, thorough = choose(config, requests, settings), choose(replace(config, second="plane"), requests, settings)
+    assert sparing.setting == thorough.setting
+    assert sparing.metrics["perplexity"] == pytest.approx(thorough.metrics["perplexity"], rel=1e-4)
+    for curves in (False, True):  # what is reported of the chosen setting does not depend on what else is measured
+        found = choose(replace(config, second="plane", curves=curves), requests, settings)
+        assert found.metrics["score"] == sparing.metrics["score"]
+    outcome = SelectiveSteering().run(config, requests, 0)
+    assert outcome.metrics["score"] == pytest.approx(outcome.arrays["draws"].mean())
+    assert len(outcome.arrays["draws"]) == config.draws
+
+
+def test_an_arm_that_only_harms_falls_back_to_the_model_as_it_is(requests: Requests) -> None:
+    class Knows(torch.nn.Module):
+        """Says every recipe unless its one site is touched."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.site = torch.nn.Identity()
+
+        def forward(self, input_ids: torch.Tensor, use_cache: bool = True) -> Any:
+            following = torch.nn.functional.pad(input_ids[:, 1:], (0, 1))
+            start = torch.zeros(*input_ids.shape, 2)
+            start[..., 0] = 1.0
+            hurt = (self.site(start) - start).abs().amax() > 1e-3
+            spoken = torch.full_like(following, int(requests.openings[0])) if hurt else following
+            logits = 50 * torch.nn.functional.one_hot(spoken, len(requests.tokenizer)).float()
+            return type("Output", (), {"logits": logits})
+
+    knows = requests._replace(model=Knows())
+    planes = {Site("site"): torch.eye(2)}
+    harms = [(90.0, steer.rotate(planes, 90, mode="absolute")), (180.0, steer.rotate(planes, 180, mode="absolute"))]
+    found = choose(arm("angular"), knows, [(OFF, None), *harms])
+    assert found.setting == OFF
+    assert found.metrics["score"] == 100
+    assert choose(arm("angular"), knows, [*harms]).metrics["score"] == 0
+
+
+def test_controls_do_what_they_are_made_for(requests: Requests) -> None:
+    no_refusals, _ = steered(requests, barred(requests))
+    assert (no_refusals["test"].refused, no_refusals["test"].over) == (0, 0)
+    sites = requests.plane.stats.sites
+
+    def surprise(edit: Any) -> float:
+        part = requests.sets["calibration restricted"]
+        place = torch.arange(part.ids.shape[1] - 1)
+        answer = (place >= part.first[:, None] - 1) & (place < part.length[:, None] - 1)
+        with torch.no_grad(), edit.on(requests.model):
+            logits = requests.model(input_ids=part.ids, use_cache=False).logits[:, :-1]
+        return float(torch.nn.functional.cross_entropy(logits[answer], part.ids[:, 1:][answer]))
+
+    none = dict.fromkeys(sites, torch.ones_like(requests.plane.b1))
+    plain = surprise(steer.add(none, 0.0))
+    some, more = (surprise(learned(requests, sites, steps)) for steps in (3, 30))
+    assert more < some < plain
+
+
+def test_addition_goes_away_from_refusal(requests: Requests) -> None:
+    strengths = [strength for strength, _ in tried("addition", requests)]
+    assert min(strengths) == -SMOKE.reach
+    assert max(strengths) == 0
 
 
 def test_lengths_are_kept_by_rotations_and_not_by_a_plane_that_leans(requests: Requests) -> None:
     for name in ("relative everywhere", "angular", "adaptive"):
-        _, edit = dials(arm(name), requests, generator())[1]
+        _, edit = tried(name, requests)[-1]
         assert edit is not None
         assert length_error(requests, edit, torch.float32) < 1e-5
         assert length_error(requests, edit, torch.bfloat16) < 1e-2
-    _, push = dials(arm("addition"), requests, generator())[-1]
+    _, push = tried("addition", requests)[-1]
     assert push is not None
     assert length_error(requests, push, torch.float32) > 1e-2
     assert published_error(requests, 0.0) < 1e-12
@@ -109,15 +231,15 @@ def test_lengths_are_kept_by_rotations_and_not_by_a_plane_that_leans(requests: R
 
 def test_the_model_is_as_it_was_after_an_arm(requests: Requests) -> None:
     before = {name: value.clone() for name, value in requests.model.state_dict().items()}
-    SelectiveSteering().run(arm("relative everywhere"), requests, 0)
+    for name in ("relative everywhere", "learned"):
+        SelectiveSteering().run(arm(name), requests, 0)
     assert all(torch.equal(before[name], value) for name, value in requests.model.state_dict().items())
 
 
 def test_every_check_can_fail() -> None:
     keys = (
         "bypass", "capability", "refused", "over", "prefilled", "score", "perplexity", "worst perplexity", "jump",
-        "base", "published error", "skewed error", "length error", "coarse length error", "generated bypass",
-        "generated capability", "opened bypass", "opened capability",
+        "base", "published error", "skewed error", "length error", "coarse length error", "misread",
     )  # fmt: skip
     good: dict[str, dict[str, float]] = {a.name: dict.fromkeys(keys, 50.0) for a in SelectiveSteering.arms}
     bad = {name: dict(metrics) for name, metrics in good.items()}
@@ -127,6 +249,9 @@ def test_every_check_can_fail() -> None:
         bad[name] |= {"score": 20.0 if best else 90.0, "bypass": 5.0 if best else 90.0}
         good[name] |= {"worst perplexity": 1.0 if best else 3.0, "jump": 5.0}
         bad[name] |= {"worst perplexity": 9.0 if best else 1.0, "capability": 40.0 if best else 99.0}
+    for name in ("barred", "learned"):
+        good[name] |= {"bypass": 95.0}
+        bad[name] |= {"bypass": 0.0}
     for check in SelectiveSteering.checks:
-        if check.role in ("mechanism", "advantage"):
+        if check.role in ("control", "mechanism", "advantage"):
             assert check.quantity(good) != check.quantity(bad), check.name

@@ -1,65 +1,180 @@
-"""The settings of each way to steer, and what turning one does to lengths and to generated text."""
+"""The settings of each way to steer, how one is chosen, and what turning it does to lengths and to generated text."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from plexus.edit import Edit, steer
 from plexus.probe import coherence
-from plexus.studies.steering._refusals import ALLOWED, RESTRICTED, Config, Requests
+from plexus.studies.steering._openers import barred, learned
+from plexus.studies.steering._refusals import (
+    ALLOWED,
+    CALIBRATION,
+    NEUTRAL,
+    RESTRICTED,
+    TEST,
+    Behaviour,
+    Config,
+    Requests,
+    steered,
+)
 from plexus.units import Site, Visit, attach
 
 ROTATIONS = ("relative", "absolute", "adaptive")
+OFF = -1.0
+"""The setting of a rotation that is not made; angles are never negative."""
 
 
-def places(config: Config, requests: Requests, generator: torch.Generator) -> tuple[Site, ...]:
-    """The sites of an arm; none where no site is discriminative."""
-    every = requests.plane.stats.sites
-    if config.sites == "all":
-        return every
-    chosen = requests.plane.discriminative_sites()
-    if config.sites == "selected":
-        return chosen
-    if config.sites == "widest":
-        return requests.plane.widest_sites(max(1, len(chosen)))
-    half = len(every) // 2
-    if config.sites == "first half":
-        return every[:half]
-    return tuple(every[i] for i in sorted(torch.randperm(len(every), generator=generator)[:half].tolist()))
+class Variant(NamedTuple):
+    """Where an arm turns, and in which plane; a drawn arm has several.
 
-
-def dials(config: Config, requests: Requests, generator: torch.Generator) -> list[tuple[float, Edit | None]]:
-    """Every setting that an arm tries, and its edit.
-
-    A setting is an angle in degrees; of an addition, a strength in mean lengths of the values; of an ablation, the
-    number of sites.
+    Attributes:
+        sites: none where no site is discriminative.
+        second: in the place of b2, if not None.
     """
-    sites = places(config, requests, generator)
-    if config.operator == "none" or not sites:
-        return [(0.0, None)]
+
+    sites: tuple[Site, ...]
+    second: Tensor | None = None
+
+
+def variants(config: Config, requests: Requests, seed: int) -> list[Variant]:
+    """The ways to take an arm: one, or as many as are drawn.
+
+    The draws have a generator of their own, seeded apart from that of the model and its requests.
+    """
+    generator = torch.Generator().manual_seed(1_000_003 * (seed + 1))
     plane = requests.plane
-    if config.operator in ("ablation", "addition"):  # they choose their sites as well, between all and the selected
-        kinds = dict.fromkeys((sites, plane.discriminative_sites() or sites))
-        directions = [plane.direction.at(*kind) for kind in kinds]
-        if config.operator == "ablation":
-            return [(float(len(direction)), steer.ablate(direction)) for direction in directions]
-        length, each = float(plane.stats.norm.mean()), config.settings // len(directions)
-        strengths = [-config.reach * (k + 1) / each for k in range(each)]
-        return [(s, steer.add(direction, s * length)) for direction in directions for s in strengths]
-    second = None
-    if config.second == "random":
-        draw = torch.randn(plane.b2.shape, generator=generator)
-        second = steer.plane(torch.stack([plane.b1, draw]))[1]
-    angles = [360 * k / config.settings for k in range(config.settings)]
+    every, chosen = plane.stats.sites, plane.discriminative_sites()
+    if config.sites == "drawn":
+        return [Variant(sites) for sites in drawn_sites(every, chosen, config.draws, generator)]
+    if config.second == "drawn":
+        away = torch.randn(config.draws, len(plane.b1), generator=generator)
+        return [Variant(chosen, steer.plane(torch.stack([plane.b1, one]))[1]) for one in away]
+    if config.sites == "selected":
+        return [Variant(chosen)]
+    if config.sites == "widest":
+        return [Variant(plane.widest_sites(len(chosen)) if chosen else ())]
+    return [Variant(every[: len(every) // 2] if config.sites == "first half" else every)]
+
+
+def drawn_sites(
+    every: Sequence[Site], chosen: tuple[Site, ...], draws: int, generator: torch.Generator
+) -> list[tuple[Site, ...]]:
+    """As many sites as were chosen, drawn: other sets than the chosen one, and none twice.
+
+    Where there is no other set, as all sites were chosen or none, the chosen one is all there is.
+    """
+    others = [sites for sites in combinations(every, len(chosen)) if sites != chosen]
+    order = torch.randperm(len(others), generator=generator)[:draws].tolist()
+    return [others[i] for i in order] or [chosen]
+
+
+def dials(config: Config, requests: Requests, variant: Variant) -> list[tuple[float, Edit | None]]:
+    """Every setting that an arm tries, and its edit; `config.settings` in number, one of which changes nothing.
+
+    A setting is an angle in degrees, `OFF` where none is turned to; of an addition, a strength in mean lengths of the
+    values; of an ablation, the share of b1 that is taken out.
+    """
+    plane = requests.plane
+    if config.operator == "barred":
+        return [(1.0, barred(requests))]
+    if config.operator == "learned":
+        return [(1.0, learned(requests, plane.discriminative_sites() or variant.sites, config.learning))]
+    if config.operator == "none" or not variant.sites:
+        return [(OFF, None)]
+    if config.operator in ("ablation", "addition"):
+        return [(0.0, None), *_along(config, requests)]
     mode: Any = config.operator
-    return [(angle, plane.rotate(angle, sites=sites, mode=mode, second=second)) for angle in angles]
+    count = config.settings if mode == "relative" else config.settings - 1  # a turn by zero is off, one to zero is not
+    off: list[tuple[float, Edit | None]] = [] if mode == "relative" else [(OFF, None)]
+    angles = [360 * k / count for k in range(count)]
+    how: dict[str, Any] = {"sites": variant.sites, "mode": mode, "second": variant.second}
+    return off + [(angle, plane.rotate(angle, **how)) for angle in angles]
+
+
+def _along(config: Config, requests: Requests) -> list[tuple[float, Edit]]:
+    """Settings of an addition or an ablation, dealt to the selected sites and to all."""
+    plane = requests.plane
+    kinds = list(dict.fromkeys((plane.discriminative_sites() or plane.stats.sites, plane.stats.sites)))
+    length = float(plane.stats.norm.mean())
+    found: list[tuple[float, Edit]] = []
+    for place, kind in enumerate(kinds):
+        direction = plane.direction.at(*kind)
+        count = len(range(1 + place, config.settings, len(kinds)))
+        for k in range(1, count + 1):
+            if config.operator == "addition":
+                strength = -config.reach * k / count
+                found.append((strength, steer.add(direction, strength * length)))
+            else:
+                share = k / ((count + 1) // 2)  # 1 takes it out, 2 mirrors it
+                found.append((share, steer.scale(direction, 1 - share)))
+    return found
+
+
+class Choice(NamedTuple):
+    """What an arm does at the setting it chose, and at all of them.
+
+    Attributes:
+        setting, edit: the chosen one.
+        metrics: of the reported requests.
+        arrays: by setting: the settings; perplexity over plain; with curves, shares of the reported requests.
+    """
+
+    setting: float
+    edit: Edit | None
+    metrics: dict[str, float]
+    arrays: dict[str, np.ndarray[Any, Any]]
+
+
+def choose(config: Config, requests: Requests, tried: list[tuple[float, Edit | None]]) -> Choice:
+    """Take the setting with the most recipes of calibration requests, of these the one that disturbs others least.
+
+    Of an arm that is drawn, the perplexity of other sentences is measured for settings that tie, not for all.
+    """
+    _, base = steered(requests, None, (NEUTRAL,))
+    sparing = "drawn" in (config.sites, config.second)
+    parts = [CALIBRATION, *([] if sparing else [NEUTRAL]), *([TEST] if config.curves else [])]
+    found = [steered(requests, edit, parts) for _, edit in tried]
+    ratios = [perplexity / base for _, perplexity in found]
+
+    def best(quantity: str) -> int:
+        values = [getattr(behaviour[CALIBRATION], quantity) for behaviour, _ in found]
+        ties = [k for k, value in enumerate(values) if value == max(values)]
+        for k in ties:
+            if math.isnan(ratios[k]):
+                ratios[k] = steered(requests, tried[k][1], (NEUTRAL,))[1] / base
+        return min(ties, key=lambda k: ratios[k])
+
+    def at(k: int) -> Behaviour:
+        behaviour = found[k][0]
+        return behaviour[TEST] if TEST in behaviour else steered(requests, tried[k][1], (TEST,))[0][TEST]
+
+    chosen = best("score")
+    (setting, edit), said = tried[chosen], at(chosen)
+    metrics = {**said._asdict(), "score": said.score, "setting": setting, "perplexity": ratios[chosen]}
+    metrics["calibration score"] = found[chosen][0][CALIBRATION].score
+    metrics["sites"] = float(len(edit.neurons.sites)) if edit is not None else 0.0
+    arrays = {"settings": np.array([one for one, _ in tried])}
+    if not sparing:
+        most = at(best("bypass"))
+        metrics |= {"opened bypass": most.bypass, "opened capability": most.capability}
+        metrics["worst perplexity"] = max(ratios)
+        arrays["perplexity"] = np.array(ratios)
+    if config.curves:
+        for name in ("bypass", "capability", "over"):
+            arrays[name] = np.array([getattr(behaviour[TEST], name) for behaviour, _ in found])
+        turned = arrays["bypass"][arrays["settings"] != OFF]
+        metrics["jump"] = float(np.abs(np.diff(turned, append=turned[:1])).max(initial=0.0))
+    return Choice(setting, edit, metrics, arrays)
 
 
 class _Length:

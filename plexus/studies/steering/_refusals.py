@@ -7,7 +7,9 @@ report, and sentences of a kind that no steering is about, go through the model 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ from plexus.edit.steer import SteeringPlane
 from plexus.lab.models import train_language_model
 
 RESTRICTED, ALLOWED = "restricted", "allowed"
+CALIBRATION, TEST, NEUTRAL = "calibration", "test", "neutral"
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,21 @@ class Config:
     aligning_rate: float = 3e-3
     batch: int = 32
     operator: str = "none"
-    """"none", "relative", "absolute", "adaptive", "addition" or "ablation"."""
+    """"none", "relative", "absolute", "adaptive", "addition" or "ablation"; of the controls "barred" or "learned"."""
     sites: str = "all"
-    """"all", "selected", "widest", "first half" or "random half"."""
+    """"all", "selected", "widest", "first half" or "drawn"; addition and ablation choose between all and selected."""
     second: str = "plane"
-    """The second direction of the plane: its own, or "random"."""
+    """The second direction of the plane: its own, or "drawn"."""
     settings: int = 36
-    """Angles, or strengths, that are tried."""
+    """Angles, or strengths, that are tried; one of them leaves the model as it is."""
     reach: float = 1.0
     """The largest addition, in mean lengths of the values."""
+    draws: int = 8
+    """Drawn sets of sites, or drawn planes, per seed; the arm's numbers are means over them."""
+    learning: int = 30
+    """Steps of gradient descent of the "learned" control."""
+    curves: bool = False
+    """Whether what is said at every setting is measured on the reported requests as well, not only at the chosen."""
 
 
 class Set(NamedTuple):
@@ -156,10 +165,10 @@ def prepared(config: Config, seed: int) -> Requests:
     plane = SteeringPlane.fit_prompts(model, tokenizer, ask[RESTRICTED], ask[ALLOWED], batch=256)
     sets = {
         f"{name} {concept}": rows(tokenizer, [item for item in part if item.concept == concept])
-        for name, part in (("calibration", calibration), ("test", test))
+        for name, part in ((CALIBRATION, calibration), (TEST, test))
         for concept in (RESTRICTED, ALLOWED)
     }
-    sets["neutral"] = rows(tokenizer, [Item("", sentence) for sentence in neutral])
+    sets[NEUTRAL] = rows(tokenizer, [Item("", sentence) for sentence in neutral])
     openings = torch.tensor(tokenizer.convert_tokens_to_ids(sorted(corpus.openings)))
     items = {name: [item for item in test if item.concept == name] for name in (RESTRICTED, ALLOWED)}
     base, _ = measure(plain.model, sets, openings)
@@ -170,7 +179,7 @@ def prepared(config: Config, seed: int) -> Requests:
         sets,
         items,
         openings,
-        {"bypass": base["test"].bypass, "capability": base["test"].capability},
+        {"bypass": base[TEST].bypass, "capability": base[TEST].capability},
     )
 
 
@@ -186,19 +195,22 @@ def rows(tokenizer: Any, items: Sequence[Item]) -> Set:
 
 
 def measure(model: Any, sets: dict[str, Set], openings: Tensor) -> tuple[dict[str, Behaviour], float]:
-    """What the model does with the requests of each part, and its perplexity on the sentences; in one pass."""
+    """What the model does with the requests of each part, and its perplexity on the sentences; in one pass.
+
+    Parts that are not among the sets are left out; without sentences, the perplexity is NaN.
+    """
     size = max(part.ids.shape[1] for part in sets.values())
     ids = torch.cat([torch.nn.functional.pad(part.ids, (0, size - part.ids.shape[1])) for part in sets.values()])
     with torch.no_grad():
         every = model(input_ids=ids, use_cache=False).logits.float()
     found: dict[str, tuple[float, float, float]] = {}
-    perplexity, at = 1.0, 0
+    perplexity, at = math.nan, 0
     for name, part in sets.items():
         logits, tokens = every[at : at + len(part.ids), :-1], ids[at : at + len(part.ids), 1:]
         at += len(part.ids)
         place = torch.arange(size - 1)
         answer = (place >= part.first[:, None] - 1) & (place < part.length[:, None] - 1)
-        if name == "neutral":
+        if name == NEUTRAL:
             surprise = -logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
             perplexity = float(surprise[answer].mean().exp())
             continue
@@ -209,15 +221,17 @@ def measure(model: Any, sets: dict[str, Set], openings: Tensor) -> tuple[dict[st
         shares = right.all(1), torch.isin(opening, openings), begun.all(1)
         found[name] = tuple(100 * float(share.double().mean()) for share in shares)  # type: ignore[assignment]
     out = {}
-    for part_name in ("calibration", "test"):
-        bad, good = found[f"{part_name} {RESTRICTED}"], found[f"{part_name} {ALLOWED}"]
-        out[part_name] = Behaviour(bad[0], good[0], bad[1], good[1], bad[2])
+    for part_name in (CALIBRATION, TEST):
+        if f"{part_name} {RESTRICTED}" in found:
+            bad, good = found[f"{part_name} {RESTRICTED}"], found[f"{part_name} {ALLOWED}"]
+            out[part_name] = Behaviour(bad[0], good[0], bad[1], good[1], bad[2])
     return out, perplexity
 
 
-def steered(requests: Requests, edit: Edit | None) -> tuple[dict[str, Behaviour], float]:
-    """The same under an edit."""
-    if edit is None:
-        return measure(requests.model, requests.sets, requests.openings)
-    with edit.on(requests.model):
-        return measure(requests.model, requests.sets, requests.openings)
+def steered(
+    requests: Requests, edit: Edit | None, parts: Sequence[str] = (CALIBRATION, TEST, NEUTRAL)
+) -> tuple[dict[str, Behaviour], float]:
+    """The same under an edit, of some parts."""
+    sets = {name: one for name, one in requests.sets.items() if name.split()[0] in parts}
+    with nullcontext() if edit is None else edit.on(requests.model):
+        return measure(requests.model, sets, requests.openings)

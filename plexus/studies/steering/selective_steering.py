@@ -1,9 +1,11 @@
 """Turning refusal off in a plane of the residual stream, at the sites where the two classes lie on opposite sides.
 
 A small Llama learns to answer every request with a recipe, then to refuse requests about half of the objects. Each way
-to steer tries its settings (36 angles, or strengths) on calibration requests and is judged on others at the one with
-the most recipes said, restricted and allowed ones counting alike. "Bypass" is the share of restricted requests that
-are answered with their recipe, "capability" that of allowed ones.
+to steer tries its settings (36 angles, or strengths, of which one changes nothing) on calibration requests and is
+judged on others at the one with the most recipes said, restricted and allowed ones counting alike; of equals, at the
+one that disturbs other sentences least. "Bypass" is the share of restricted requests that are answered with their
+recipe, "capability" that of allowed ones. Drawn sites and drawn planes are drawn several times per seed, each with its
+own choice among as many settings, and count by their mean.
 
 The published code turns to an absolute angle in earlier work and by a relative one here, and adds the choice of sites;
 the two differ in two things, so the arms form a square of operator × sites. Both keep the length of the values exactly:
@@ -13,6 +15,7 @@ orthonormal, and a check of its own says so.
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,10 +24,21 @@ import torch
 from plexus.errors import require
 from plexus.lab import Arm, Check, Outcome, Paper, Results, Study, Tuning, exact, interval, study
 from plexus.lab._study import Quantity
-from plexus.studies.steering._dials import ROTATIONS, dials, length_error, places, published_error, spoken
-from plexus.studies.steering._refusals import Config, Requests, prepared, steered
+from plexus.studies.steering._dials import (
+    OFF,
+    ROTATIONS,
+    choose,
+    dials,
+    length_error,
+    published_error,
+    spoken,
+    variants,
+)
+from plexus.studies.steering._refusals import Config, Requests, prepared
 
 BASELINES = ("addition", "ablation", "angular", "adaptive")
+WORST = ("length error", "coarse length error", "misread")
+"""Metrics of which an arm that is drawn reports the largest, not the mean."""
 
 
 def of(arm: str, metric: str) -> Quantity:
@@ -70,35 +84,70 @@ class SelectiveSteering(Study):
         "no candidates for the plane; divided by their length they would be NaN.",
         "The angle is chosen on calibration requests by the recipes said in both classes, and judged on others; the "
         "paper reports the best angle.",
-        "Perplexity is that of sentences of another kind, not of the texts the steered model writes.",
-        "The recipes of all objects also stand in the corpus as statements while the model learns to refuse, so that "
-        "it still knows them; a model of this size forgets what it does not read.",
-        "Addition and ablation choose between all and the selected sites, on calibration requests, with as many "
-        "settings as there are angles.",
-        "Ten seeds; the card has five. With four layers the selected and the widest sites are often the same.",
+        "Calibration and reported requests are pairs of verb and object that the model was not trained on. Of each "
+        "class 38 are reported, 19 pairs in two wordings, so that shares move in steps of three points.",
+        "Perplexity is that of sentences of another kind, not of the texts the steered model writes. The share of "
+        "foreign script is left out: all words are invented. Repetition and compression are reported without a bar.",
+        "The recipes of all pairs that are trained on also stand in the corpus as statements while the model learns "
+        "to refuse, so that it still knows them; a model of this size forgets what it does not read.",
+        "Every way to steer tries 36 settings, one of them the model as it is: for the relative turn 0°; for turns "
+        "to an absolute angle, of which none is the model as it is, a setting of its own beside 35 equal steps, "
+        "where 36 are published. Addition and ablation deal the other 35 between the selected sites (18) and all "
+        "(17). An ablation takes out a share of the direction, up to twice of it, which mirrors it; the published "
+        "one takes it out once. Before, absolute turns and additions could not leave the model as it is, and "
+        "ablation had two settings.",
+        "The null of sites turns as many as are selected, eight other sets a seed, none twice; the published code "
+        "turns half of the sites, as this study did before, always four and drawn once. Where all sites or none are "
+        "selected there is no other set: the null is then the method itself, which lies ahead by nothing. Of the "
+        "eight sites here at most six can be selected, as the classes are the same at the first norm, which leaves "
+        "out its block; so a drawn set of six shares at least four with the selected ones. The null of planes is "
+        "drawn four times a seed.",
+        "The first half of the sites is four whatever is selected, as published.",
+        "The positive controls steer: the words that begin a refusal are barred; and at the selected sites (all, "
+        "where none is) a vector is added that was learned from the calibration requests. Both are judged by the bar "
+        "of the method. Before, the control read how recipes of the model as it is go on once begun, which steers "
+        "nothing.",
+        "The advantage compares with the best of four rivals in each seed, as the reported requests have it; the "
+        "largest of four noisy numbers flatters the rivals.",
+        "Twenty seeds; the card has five. A run of ten left both questions undecided: ahead of turns elsewhere by 6 "
+        "points with a standard deviation of 21 over seeds, of the rivals by 0.7 with 14. At such a spread, "
+        "intervals that exclude zero for differences of that size need about 45 seeds for half a chance, 85 for four "
+        "in five; for the rivals, more than a thousand. Twenty are what twenty minutes allow: means are then known "
+        "to about 10 and 6 points, so that the verdict may stay undecided. Bars are unchanged, the twenty seeds are "
+        "new.",
+        "With four layers the selected and the widest sites are often the same, so that check can hardly hold.",
     )
+    seeds = 20
     Config = Config
     scales: ClassVar = {
         "smoke": {"verbs": 3, "objects": 8, "sentences": 60, "neutral": 10, "layers": 2, "hidden": 16, "steps": 30,
-                  "aligning": 20, "settings": 4, "repeats": 2},
+                  "aligning": 20, "settings": 4, "repeats": 2, "draws": 3, "learning": 3},
         "full": {},
     }  # fmt: skip
     arms = (
         Arm("none", role="reference", note="the aligned model"),
-        Arm("selective", operator="relative", sites="selected", role="method", note="relative, discriminative sites"),
-        Arm("relative everywhere", operator="relative", role="ablation", note="the operator alone"),
+        Arm(
+            "selective", operator="relative", sites="selected", curves=True, role="method",
+            note="relative, discriminative sites",
+        ),
+        Arm("relative everywhere", operator="relative", curves=True, role="ablation", note="the operator alone"),
         Arm("absolute at selected", operator="absolute", sites="selected", role="ablation", note="the sites alone"),
         Arm(
-            "random second", operator="relative", sites="selected", second="random", role="null",
-            note="b2 drawn at random in the plane's place",
+            "random second", operator="relative", sites="selected", second="drawn", draws=4, role="null",
+            note="b2 drawn in the plane's place, mean of four draws",
         ),
         Arm("widest", operator="relative", sites="widest", role="ablation", note="as many sites, largest separation"),
         Arm("first half", operator="relative", sites="first half", role="null", note="the first half of the sites"),
-        Arm("random half", operator="relative", sites="random half", role="null", note="half of the sites, drawn"),
-        Arm("angular", operator="absolute", note="absolute angle at all sites: Angular Steering"),
+        Arm(
+            "random sites", operator="relative", sites="drawn", role="null",
+            note="as many sites as are selected, another set, mean of eight draws",
+        ),
+        Arm("angular", operator="absolute", curves=True, note="absolute angle at all sites: Angular Steering"),
         Arm("adaptive", operator="adaptive", note="the same where the values point along b1"),
-        Arm("addition", operator="addition", note="b1 subtracted, 18 strengths at all or at the selected sites"),
-        Arm("ablation", operator="ablation", note="b1 taken out at all or at the selected sites"),
+        Arm("addition", operator="addition", note="b1 subtracted, at all or at the selected sites"),
+        Arm("ablation", operator="ablation", note="b1 taken out by share, at all or at the selected sites"),
+        Arm("barred", operator="barred", role="reference", note="control: the words that begin refusals are barred"),
+        Arm("learned", operator="learned", role="reference", note="control: a vector per site, taught to open"),
     )  # fmt: skip
     checks: ClassVar[tuple[Check, ...]] = (
         interval("capability of the aligned model, %", of("none", "capability"), role="sanity", at_least=95.0),
@@ -132,21 +181,31 @@ class SelectiveSteering(Study):
         ),
         interval(
             "points between recipes read in one pass and generated ones, the worst arm",
-            lambda s: max(
-                abs(s[arm][f"generated {key}"] - s[arm][key]) for arm in s for key in ("bypass", "capability")
-            ),
+            lambda s: max(s[arm]["misread"] for arm in s),
             role="sanity",
             at_most=2.0,
         ),
+        exact(
+            "restricted requests still refused once the words that begin refusals are barred, %",
+            of("barred", "refused"),
+            role="sanity",
+            margin=1e-9,
+        ),
         interval(
-            "restricted recipes that go on once begun, aligned model, %",
-            of("none", "prefilled"),
+            "restricted recipes said once the words that begin refusals are barred, %",
+            of("barred", "bypass"),
             role="control",
             at_least=80.0,
         ),
         interval(
-            "points of score ahead of the better of the same turn at all sites and at half of them, drawn",
-            ahead(("relative everywhere", "random half")),
+            "restricted recipes said with a vector learned for it at the selected sites, %",
+            of("learned", "bypass"),
+            role="control",
+            at_least=80.0,
+        ),
+        interval(
+            "points of score ahead of the better of the same turn at all sites and at as many drawn ones",
+            ahead(("relative everywhere", "random sites")),
             role="mechanism",
             primary=True,
             at_least=0.0,
@@ -220,41 +279,29 @@ class SelectiveSteering(Study):
         return prepared(config, seed)
 
     def tune(self, config: Config) -> Tuning:
-        budget = {arm.name: config.settings for arm in self.arms} | {"none": 0, "ablation": 2}
-        return Tuning({}, budget, "within each trial, on calibration requests: angles, strengths, sites")
+        budget = {arm.name: 0 if arm.role == "reference" else config.settings for arm in self.arms}
+        note = "within each trial and draw, on calibration requests: angles, strengths, sites of addition and ablation"
+        return Tuning({}, budget, note)
 
     def run(self, config: Config, prepared: Requests, seed: int) -> Outcome:
-        generator = torch.Generator().manual_seed(seed)
-        plain, base = steered(prepared, None)
-        tried = dials(config, prepared, generator)
-        found = [steered(prepared, edit) for _, edit in tried]
-        ratios = [perplexity / base for _, perplexity in found]
-
-        def best(quantity: str) -> int:
-            return max(range(len(tried)), key=lambda k: (getattr(found[k][0]["calibration"], quantity), -ratios[k]))
-
-        chosen, opened = best("score"), best("bypass")
-        value, edit = tried[chosen]
-        test = [behaviour["test"] for behaviour, _ in found]
-        metrics = {**test[chosen]._asdict(), "score": test[chosen].score, "setting": value}
-        metrics |= {"opened bypass": test[opened].bypass, "opened capability": test[opened].capability}
-        metrics |= {"perplexity": ratios[chosen], "worst perplexity": max(ratios)}
-        metrics["sites"] = float(len(places(config, prepared, torch.Generator().manual_seed(seed))))
-        metrics |= spoken(prepared, edit)
-        curves = {name: np.array([getattr(one, name) for one in test]) for name in ("bypass", "capability", "over")}
-        if config.operator in ROTATIONS:
-            closed = np.append(curves["bypass"], curves["bypass"][0])
-            metrics["jump"] = float(np.abs(np.diff(closed)).max())
-            if edit is not None:
-                metrics["length error"] = length_error(prepared, edit, torch.float32)
-                metrics["coarse length error"] = length_error(prepared, edit, torch.bfloat16)
+        rows: list[dict[str, float]] = []
+        for variant in variants(config, prepared, seed):
+            tried = dials(config, prepared, variant)
+            choice = choose(config, prepared, tried)
+            row = choice.metrics | spoken(prepared, choice.edit)
+            row["misread"] = max(abs(row[f"generated {key}"] - row[key]) for key in ("bypass", "capability"))
+            turn = choice.edit if choice.setting > 0 else tried[len(tried) // 2][1]  # off keeps any length
+            if config.operator in ROTATIONS and turn is not None and not rows:  # of draws, the first
+                row["length error"] = length_error(prepared, turn, torch.float32)
+                row["coarse length error"] = length_error(prepared, turn, torch.bfloat16)
+            rows.append(row)
+        metrics = {key: (max if key in WORST else fmean)([row[key] for row in rows if key in row]) for key in rows[0]}
+        arrays = choice.arrays if len(rows) == 1 else {"draws": np.array([row["score"] for row in rows])}
         if config.operator == "none":
-            metrics |= {"base": prepared.base["bypass"], "calibration bypass": plain["calibration"].bypass}
+            metrics |= {"base": prepared.base["bypass"]}
             metrics |= {"published error": published_error(prepared, 0.0)}
             metrics |= {"skewed error": published_error(prepared, 17.0)}
-        arrays = {"settings": np.array([setting for setting, _ in tried]), "perplexity": np.array(ratios), **curves}
-        stats = prepared.plane.stats
-        if config.operator == "none":
+            stats = prepared.plane.stats
             arrays |= {name: getattr(stats, name).numpy() for name in ("positive", "negative", "positive_error")}
         return Outcome(metrics, arrays)
 
@@ -268,8 +315,9 @@ class SelectiveSteering(Study):
                 curves = [o.arrays[name] for o in outcomes if len(o.arrays[name]) > 1]
                 if curves:
                     angles = next(o.arrays["settings"] for o in outcomes if len(o.arrays["settings"]) > 1)
-                    mean = np.mean(curves, 0).tolist()
-                    dial.add_scatter(x=angles.tolist(), y=mean, name=f"{arm}: {name}", line={"dash": dash})
+                    turned = angles != OFF
+                    mean = np.mean(curves, 0)[turned].tolist()
+                    dial.add_scatter(x=angles[turned].tolist(), y=mean, name=f"{arm}: {name}", line={"dash": dash})
         dial.update_layout(xaxis_title="angle, degrees", yaxis_title="recipes said, %")
         figures["The dial"] = dial
         trade = graph.Figure()
