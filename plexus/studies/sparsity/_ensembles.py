@@ -1,16 +1,19 @@
 """What the studies of group-to-group wiring share: settings, tasks, networks, training, measures.
 
 digits     8×8 images; training on 100, 300 and 1,000 of them
-planted    eight groups of eight inputs; the class is the group whose inputs are most alike a pattern of its own:
-           only inputs of one group belong together, which wiring by these groups knows beforehand
+planted    eight groups of eight inputs, all noise; one group, the class, has a pattern of its own added with a random
+           sign. No input differs between classes in its mean; a unit that hears a whole group tells its pattern from
+           noise, which wiring by these groups gives beforehand
 fashion    28×28 images as pixels, and as 512 fixed features: random 5×5 filters, rectified, pooled to 4×4
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import sqrt
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -29,9 +32,13 @@ from plexus.edit.rewire import (
     random_wiring,
     wirings,
 )
-from plexus.nn import fan_in_, project_after_step
+from plexus.nn import fan_in_
 from plexus.nn.models import G2GMLP, existing_weights
 from plexus.studies.sparsity._published import PublishedRewiring
+
+LAYERS = ("first layer", "second layer", "third layer", "read-out")
+PATTERN = 5.0
+"""Size of the planted pattern, in standard deviations of the noise."""
 
 Wired = Literal["dense", "matched", "unstructured", "index", "random", "mixer"]
 
@@ -60,6 +67,7 @@ class Config:
     average: float = 0.8
     until: float = 0.75
     planted: bool = False
+    planted_lr: float = 1e-3
     tuning_seeds: int = 3
 
 
@@ -71,6 +79,18 @@ class Task:
     validation: Labelled
     test: Labelled
     sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network after training on the first `size` samples of a task, and what it was before."""
+
+    model: nn.Sequential
+    task: Task
+    size: int
+    weights: int
+    start: dict[str, Tensor]  # masks before training
+    sparse: SparseTraining | None
 
 
 def generator(seed: int, part: int) -> torch.Generator:
@@ -111,15 +131,20 @@ def rows(images: Labelled, kind: str) -> Labelled:
 
 
 def planted(config: Config, seed: int) -> Task:
-    """The task in which wiring by groups must help: the positive control."""
+    """The task in which wiring by groups must help: the positive control. Sizes as in the study, at most 4,000."""
     draw = generator(seed, 2)
-    n = min(1000, config.sizes[-1])
-    count, groups, size = n + config.validation + 2000, config.groups, 64 // config.groups
-    x = torch.randn(count, groups, size, generator=draw)
-    patterns = torch.randn(groups, size, generator=draw)
-    y = torch.einsum("sgi,gi->sg", x, patterns / patterns.norm(dim=1, keepdim=True)).argmax(1)
+    sizes = tuple(dict.fromkeys(min(4000, size) for size in config.sizes))
+    count, groups, width = sizes[-1] + config.validation + 2000, config.groups, 64 // config.groups
+    x = torch.randn(count, groups, width, generator=draw)
+    patterns = torch.randn(groups, width, generator=draw)
+    patterns /= patterns.norm(dim=1, keepdim=True)
+    y = torch.randint(groups, (count,), generator=draw)
+    signs = 2 * torch.randint(2, (count, 1), generator=draw) - 1
+    x[torch.arange(count), y] += PATTERN * signs * patterns[y]
     whole = Labelled(x.flatten(1), y, "planted")
-    return Task(whole[:n], whole[n : n + config.validation], whole[n + config.validation :], (n,))
+    ends = (0, sizes[-1], sizes[-1] + config.validation, count)
+    train, validation, test = (whole[slice(a, b)] for a, b in pairwise(ends))
+    return Task(train, validation, test, sizes)
 
 
 def network(config: Config, inputs: int, classes: int, draw: torch.Generator) -> nn.Sequential:
@@ -154,29 +179,82 @@ def accuracy(model: nn.Module, part: Labelled) -> float:
         return 100 * float((model.eval()(part.x).argmax(1) == part.y).double().mean())
 
 
-def train(config: Config, model: nn.Module, part: Labelled, draw: torch.Generator) -> SparseTraining | None:
-    """Adam on the cross entropy, so many steps whatever the number of samples; with rewiring where the arm asks."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    sparse = None
+def trained(config: Config, place: int, given: Mapping[int, Task]) -> list[Trained]:
+    """The networks of one arm for one task, for all seeds `{seed: task}` and, within each, all training sizes."""
+    found, parts, draws = [], [], []
+    for seed, task in given.items():
+        for size in task.sizes:
+            draw = generator(seed, 10 + place)
+            model = network(config, task.train.x.shape[1], task.train.classes, draw)
+            start = {key: mask.clone() for key, mask in masks(model).items()}
+            found.append(Trained(model, task, size, existing_weights(model), start, None))
+            parts.append(task.train[:size])
+            draws.append(draw)
     if config.prune:
-        kind = PublishedRewiring if config.published else SparseTraining
-        sparse = kind(model, optimizer, generator=draw, **rewiring(config))
-        sparse.__enter__()
-    elif masks(model):
-        project_after_step(optimizer, model)
-    model.train()
+        one_by_one = zip(found, parts, draws, strict=True)
+        return [replace(one, sparse=train_rewired(config, one.model, part, draw)) for one, part, draw in one_by_one]
+    train_together(config, [one.model for one in found], parts, draws)
+    return found
+
+
+def batches(config: Config, samples: int, draw: torch.Generator) -> Iterator[Tensor]:
+    """Which samples each step sees, so many steps whatever the number of samples."""
     order = torch.empty(0, dtype=torch.long)
     for _ in range(config.steps):
-        if len(order) < config.batch:
-            order = torch.cat([order, torch.randperm(len(part), generator=draw)])
-        chosen, order = order[: config.batch], order[config.batch :]
+        while len(order) < config.batch:
+            order = torch.cat([order, torch.randperm(samples, generator=draw)])
+        yield order[: config.batch]
+        order = order[config.batch :]
+
+
+def train_together(
+    config: Config, models: Sequence[nn.Sequential], parts: Sequence[Labelled], draws: Sequence[torch.Generator]
+) -> None:
+    """Adam on the cross entropy for networks of one shape, each on samples of its own, in one product per layer.
+
+    Networks learn as they would alone: a sum of losses, and moments for each weight. Absent weights stay at zero, as
+    their gradients are put to zero.
+    """
+    layers = list(zip(*([part for part in model if isinstance(part, nn.Linear)] for model in models), strict=True))
+    weights = [torch.stack([layer.weight.detach().T for layer in depth]).requires_grad_() for depth in layers]
+    biases = [torch.stack([layer.bias.detach()[None] for layer in depth]).requires_grad_() for depth in layers]
+    exist = [
+        torch.stack([layer.get_buffer("weight_mask").T for layer in depth])
+        if "weight_mask" in depth[0]._buffers
+        else None
+        for depth in layers
+    ]
+    optimizer = torch.optim.Adam([*weights, *biases], lr=config.lr, fused=True)
+    orders = [batches(config, len(part), draw) for part, draw in zip(parts, draws, strict=True)]
+    for chosen in zip(*orders, strict=True):
+        h = torch.stack([part.x[rows] for part, rows in zip(parts, chosen, strict=True)])
+        y = torch.cat([part.y[rows] for part, rows in zip(parts, chosen, strict=True)])
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(part.x[chosen]), part.y[chosen]).backward()
+        for depth, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            h = torch.baddbmm(bias, h.relu() if depth else h, weight)
+        (nn.functional.cross_entropy(h.flatten(0, 1), y, reduction="sum") / config.batch).backward()
+        for weight, mask in zip(weights, exist, strict=True):
+            if mask is not None and weight.grad is not None:
+                weight.grad.mul_(mask)
         optimizer.step()
-        if sparse is not None:
+    with torch.no_grad():
+        for depth, weight, bias in zip(layers, weights, biases, strict=True):
+            for place, layer in enumerate(depth):
+                layer.weight.copy_(weight[place].T)
+                layer.bias.copy_(bias[place, 0])
+
+
+def train_rewired(config: Config, model: nn.Module, part: Labelled, draw: torch.Generator) -> SparseTraining:
+    """The same for one network whose connections move."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    kind = PublishedRewiring if config.published else SparseTraining
+    model.train()
+    with kind(model, optimizer, generator=draw, **rewiring(config)) as sparse:
+        for rows in batches(config, len(part), draw):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(part.x[rows]), part.y[rows]).backward()
+            optimizer.step()
             sparse.step()
-    if sparse is not None:
-        sparse.close()
     return sparse
 
 
@@ -194,56 +272,91 @@ def rewiring(config: Config) -> dict[str, Any]:
     }
 
 
+def validation(config: Config, prepared: Mapping[int, Mapping[str, Task]], planted: bool = False) -> float:
+    """What tuning reads: mean accuracy on validation samples over tasks, sizes and seeds; planted, or all others."""
+    scores = []
+    for place, name in enumerate(next(iter(prepared.values()))):
+        if (name == "planted") == planted:
+            networks = trained(config, place, {seed: found[name] for seed, found in prepared.items()})
+            scores.append(fmean(accuracy(one.model, one.task.validation) for one in networks))
+    return fmean(scores)
+
+
 def measure(config: Config, prepared: dict[str, Task], seed: int) -> dict[str, float]:
     """All numbers of one arm and seed; accuracies in per cent."""
     metrics: dict[str, float] = {}
-    first = next(iter(prepared))
+    curve: list[str] = []
+    largest: Trained | None = None
     for place, (name, task) in enumerate(prepared.items()):
         if name == "planted" and not config.planted:
             continue
-        for size in task.sizes:
-            draw = generator(seed, 10 + place)
-            model = network(config, task.train.x.shape[1], task.train.classes, draw)
-            start = {key: mask.clone() for key, mask in masks(model).items()}
-            groups = wirings(model)
-            weights = existing_weights(model)
-            sparse = train(config, model, task.train[:size], draw)
-            metrics[f"{name} {size}"] = accuracy(model, task.test)
-            metrics[f"{name} {size} validation"] = accuracy(model, task.validation)
-            if (name, size) == (first, task.sizes[-1]):
-                metrics |= {"weights": float(weights), "weights lost": float(weights - existing_weights(model))}
-                metrics |= structure(model, start, groups, task)
-                metrics["exchanges"] = float(len(sparse.history)) if sparse is not None else 0.0
-    curve = [key for key in metrics if key.split()[0] != "planted" and key.split()[-1].isdigit()]
-    metrics["accuracy"] = sum(metrics[key] for key in curve) / len(curve)
-    metrics["most samples"] = metrics[f"{first} {prepared[first].sizes[-1]}"]
-    if config.planted and "planted" in prepared:
-        metrics["planted"] = metrics[f"planted {prepared['planted'].sizes[-1]}"]
-    metrics["validation"] = sum(metrics[f"{key} validation"] for key in curve) / len(curve)
-    return metrics
+        rate = config.planted_lr if name == "planted" else config.lr
+        networks = trained(replace(config, lr=rate), place, {seed: task})
+        keys = [f"{name} {one.size}" for one in networks]
+        for key, one in zip(keys, networks, strict=True):
+            metrics[key] = accuracy(one.model, task.test)
+            metrics[f"{key} validation"] = accuracy(one.model, task.validation)
+        if name == "planted":
+            metrics["planted"] = fmean(metrics[key] for key in keys)
+            metrics["planted validation"] = fmean(metrics[f"{key} validation"] for key in keys)
+        else:
+            curve += keys
+        largest = largest or networks[-1]
+    assert largest is not None
+    metrics["accuracy"] = fmean(metrics[key] for key in curve)
+    metrics["validation"] = fmean(metrics[f"{key} validation"] for key in curve)
+    return metrics | operations(largest.model, metrics["accuracy"]) | structure(largest)
 
 
-def structure(model: nn.Module, start: dict[str, Tensor], groups: dict[str, Any], task: Task) -> dict[str, float]:
+def operations(model: nn.Sequential, reached: float) -> dict[str, float]:
+    """Multiply-adds of a forward pass of one sample, one for each weight that exists, and accuracy for its cost.
+
+    Dense kernels do those of absent weights, too; `multiply-adds, dense kernels` counts them.
+    """
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    counts = {
+        f"multiply-adds, {name}": float(existing_weights(part)) for name, part in zip(LAYERS, layers, strict=True)
+    }
+    total = sum(counts.values())
+    return {
+        "multiply-adds": total,
+        **counts,
+        "multiply-adds, dense kernels": float(sum(layer.weight.numel() for layer in layers)),
+        "points per 1,000 multiply-adds": 1000 * reached / total,
+    }
+
+
+def structure(found: Trained) -> dict[str, float]:
     """Density, modularity, hubs, turnover, and what is left without connections between groups."""
-    found = {
+    model, test = found.model, found.task.test
+    reached = accuracy(model, test)
+    measured = {
+        "most samples": reached,
+        "weights": float(found.weights),
+        "weights lost": float(found.weights - existing_weights(model)),
+        "exchanges": 0.0 if found.sparse is None else float(len(found.sparse.history)),
         "density": 1.0,
         "modularity": 0.0,
         "hubs": 1.0,
+        "most inputs": 1.0,
+        "unheard": 0.0,
         "turnover": 0.0,
-        "within groups": accuracy(model, task.test),
+        "within groups": reached,
     }
     now = masks(model)
     if not now:
-        return found
-    found["density"] = density(model)
-    turned = edge_turnover(start, now)
-    found["turnover"] = 100 * sum(turned.values()) / len(turned)
-    outputs = [degrees(mask).outputs.double() for mask in now.values()]
-    found["hubs"] = float(max(part.max() / part.mean() for part in outputs))
-    grouped = {key: wiring for key, wiring in groups.items() if wiring.groups_out is not None}
+        return measured
+    measured["density"] = density(model)
+    turned = edge_turnover(found.start, now)
+    measured["turnover"] = 100 * sum(turned.values()) / len(turned)
+    ends = [degrees(mask) for mask in now.values()]
+    measured["hubs"] = max(float(end.outputs.max() / end.outputs.double().mean()) for end in ends)
+    measured["most inputs"] = max(float(end.inputs.max() / end.inputs.double().mean()) for end in ends)
+    measured["unheard"] = 100 * float(torch.cat([end.outputs == 0 for end in ends]).double().mean())
+    grouped = {key: wiring for key, wiring in wirings(model).items() if wiring.groups_out is not None}
     if grouped:
         parts = [modularity(now[key], wiring.groups_out, wiring.groups_in) for key, wiring in grouped.items()]
-        found["modularity"] = sum(parts) / len(parts)
+        measured["modularity"] = sum(parts) / len(parts)
         with intra_only(model):
-            found["within groups"] = accuracy(model, task.test)
-    return found
+            measured["within groups"] = accuracy(model, test)
+    return measured
