@@ -24,13 +24,29 @@ def test_every_language_says_the_same_and_can_be_undone(world):
         cipher = world.ciphers[name]
         for item, other in zip(items, first, strict=True):
             assert cipher.undo(item.prompt) == other.prompt
-            assert set(item.subject.split()) <= set(item.prompt.split())  # names are the same everywhere
+            # names are the same everywhere, and their words side by side
+            assert f" {item.subject} " in f" {item.prompt} "
+            assert " " in item.subject
     for name in world.names:
         sentences = world.sentences(name, 5, generator=draw(1))
         assert all(text.endswith(" .") for text in sentences)
         if name != "l1":
             original = world.sentences("l1", 5, generator=draw(1))
             assert [world.ciphers[name].undo(text[:-2]) + " ." for text in sentences] == original
+
+
+@pytest.mark.parametrize("order", ["same", "reverse", "swap", "verb-last"])
+def test_phrases_move_as_one_word_and_can_be_undone(order):
+    words = {"sees": "bo", "the": "da", "of": "ka", "friend": "mi"}
+    texts = ("Ada Fox sees the friend of Bob Ray Hill", "the friend of Ada Fox", "Ada Fox", "sees Ada the Fox")
+    whole = corpora.Cipher("one", words, order, together={"Ada Fox", "Bob Ray", "Bob Ray Hill"})
+    apart = corpora.Cipher("two", words, order)
+    for text in texts:
+        assert whole.undo(whole(text)) == text
+        joined = text.replace("Ada Fox", "Ada_Fox").replace("Bob Ray Hill", "Bob_Ray_Hill")
+        assert whole(text) == apart(joined).replace("_", " ")
+    if order != "same":
+        assert whole(texts[0]) != apart(texts[0])
 
 
 def test_related_languages_share_words_and_no_others_do(world):

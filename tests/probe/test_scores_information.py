@@ -282,6 +282,39 @@ def test_the_search_ends_at_the_largest_weight_that_it_may(seed, conditions):
         assert len(beyond.chosen & beyond.agnostic) > 0
 
 
+@pytest.mark.parametrize("all_open", [0.35, 0.55, 0.75, 0.95])
+def test_a_geometric_search_ends_right_below_what_it_may_not_reach(all_open):
+    # one unit is open in all conditions alike: it has the highest entropy, and is chosen once λ outweighs that
+    p = torch.rand(5, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.3
+    p[:, 0] = all_open
+    p[0, 1:9] = 0.34
+    found = scores.condition_units(
+        Scores({A: p}, tuple("abcde")), 8, percentile=0.7, limit=32.0, tolerance=0.02, spacing="geometric"
+    )
+    assert found.evaluations <= 12
+    assert not len(found.chosen & found.agnostic)
+    assert 0.02 <= found.magnitude < 32
+    beyond = scores.condition_units(Scores({A: p}, tuple("abcde")), 8, percentile=0.7, magnitude=found.magnitude * 1.02)
+    assert len(beyond.chosen & beyond.agnostic) == 1
+    even = scores.condition_units(Scores({A: p}, tuple("abcde")), 8, percentile=0.7, limit=32.0, tolerance=1e-4)
+    assert found.magnitude <= even.magnitude <= found.magnitude * 1.02 + 1e-4
+
+
+def test_a_geometric_search_may_end_at_either_end():
+    p = torch.rand(5, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.3
+    geometric = {"percentile": 0.7, "spacing": "geometric", "tolerance": 0.02}
+    p[0, 1:9] = 0.9  # nothing serves all and is chosen, whatever λ
+    assert scores.condition_units(Scores({A: p}, tuple("abcde")), 8, limit=32.0, **geometric).magnitude == 32
+    p[:, 0] = 0.95
+    coarse = {**geometric, "tolerance": 31.0}
+    found = scores.condition_units(Scores({A: p}, tuple("abcde")), 8, limit=32.0, **coarse)
+    assert (found.magnitude, found.evaluations) == (0.0, 3)
+    with pytest.raises(UnknownNameError, match="spacing"):
+        scores.condition_units(Scores({A: p}, tuple("abcde")), 8, spacing="odd")
+    with pytest.raises(RangeError, match="begins below"):
+        scores.condition_units(Scores({A: p}, tuple("abcde")), 8, limit=0.01, **geometric)
+
+
 def test_bad_choices_of_condition_units():
     p = probabilities()
     for options in ({"percentile": 1.0}, {"percentile": 0}, {"tolerance": 0}, {"limit": -1}, {"share": 2.0}):

@@ -1,7 +1,8 @@
 """Languages made from a language: every word has another name, and sentences their own order of words.
 
     word     w → π(w),  π one-to-one; words of `keep` and words that π does not know stay
-    order    "same", "reverse", "swap" (words 2k and 2k+1 change places), "verb-last" (the second word goes to the end)
+    order    "same", "reverse", "swap" (words 2k and 2k+1 change places), "verb-last" (the second word goes to the end);
+             a phrase of `together` moves as one word
 
 A share of the vocabulary can be that of another cipher: the two are related languages.
 """
@@ -30,16 +31,21 @@ class Cipher:
         name: of the language.
         words: each word of the source and its name here; one-to-one.
         order: of the words of a sentence.
+        together: phrases, such as names of two words, that the order takes as one word: their words stay side by side
+            and in place among themselves. No text may hold one by chance, or it cannot be undone.
 
     Examples:
         >>> other = Cipher("other", {"the": "da", "cat": "mi", "sleeps": "ro"}, "reverse")
         >>> other("the cat sleeps"), other.undo("ro mi da")
         ('ro mi da', 'the cat sleeps')
+        >>> Cipher("other", {"sleeps": "ro"}, "reverse", together={"Ada Lovelace"})("Ada Lovelace sleeps")
+        'ro Ada Lovelace'
     """
 
     name: str
     words: Mapping[str, str]
     order: Order = "same"
+    together: Collection[str] = frozenset()
 
     def __post_init__(self) -> None:
         if len(set(self.words.values())) != len(self.words):
@@ -49,14 +55,30 @@ class Cipher:
 
     def __call__(self, text: str) -> str:
         """A text in this language; words that it has no name for stay as they are."""
-        return " ".join(self.words.get(word, word) for word in _ordered(text.split(), self.order))
+        pieces = _ordered(_pieces(text.split(), self.together), self.order)
+        return " ".join(self.words.get(word, word) for piece in pieces for word in piece)
 
     def undo(self, text: str) -> str:
         """The source of a text in this language."""
         back = {name: word for word, name in self.words.items()}
-        words = [back.get(word, word) for word in text.split()]
-        places = _ordered(list(range(len(words))), self.order)
-        return " ".join(word for _, word in sorted(zip(places, words, strict=True), key=lambda pair: pair[0]))
+        pieces = _pieces([back.get(word, word) for word in text.split()], self.together)
+        places = _ordered(list(range(len(pieces))), self.order)
+        source = sorted(zip(places, pieces, strict=True), key=lambda pair: pair[0])
+        return " ".join(word for _, piece in source for word in piece)
+
+
+def _pieces(words: list[str], together: Collection[str]) -> list[list[str]]:
+    """Words one by one, and phrases whole, the longest first."""
+    if not together:
+        return [[word] for word in words]
+    longest = max(len(phrase.split()) for phrase in together)
+    found, start = [], 0
+    while start < len(words):
+        lengths = range(min(longest, len(words) - start), 1, -1)
+        length = next((n for n in lengths if " ".join(words[start : start + n]) in together), 1)
+        found.append(words[start : start + length])
+        start += length
+    return found
 
 
 def _ordered(words: list[_T], order: str) -> list[_T]:
@@ -74,6 +96,7 @@ def cipher(
     name: str,
     *,
     order: Order = "same",
+    together: Collection[str] = (),
     keep: Collection[str] = (),
     related: Cipher | None = None,
     share: float = 0.0,
@@ -86,6 +109,7 @@ def cipher(
         texts: the source; every word in them gets a name.
         name: of the language.
         order: of words.
+        together: phrases that move as one word where the order changes, see `Cipher`.
         keep: words that stay as they are (names, punctuation, numbers).
         related: a language to share words with.
         share: of the vocabulary that is named as in `related`, rounded to whole words; the words are drawn.
@@ -105,7 +129,7 @@ def cipher(
         >>> one("the cat .").split()[-1]
         '.'
     """
-    if isinstance(texts, str):
+    if isinstance(texts, str) or isinstance(together, str):
         raise DtypeError("a language is invented over several texts", given="one text", mend="pass [text]")
     if not 0 <= share <= 1:
         raise RangeError("a share of the vocabulary lies in [0, 1]", given=share)
@@ -127,4 +151,4 @@ def cipher(
         common = {candidates[index]: related.words[candidates[index]] for index in drawn}
         taken |= set(related.words.values())
     fresh = iter(invent(len(source) - len(common), generator=generator, taken=taken, syllables=3))
-    return Cipher(name, {word: common.get(word) or next(fresh) for word in source}, order)
+    return Cipher(name, {word: common.get(word) or next(fresh) for word in source}, order, frozenset(together))

@@ -1,8 +1,8 @@
 """Several languages about one world: sentences in each, and questions whose answers do not hang on the language.
 
 The first language is the grammar's; the others are ciphers of it with an order of words of their own. Names and answers
-are the same in all. One cipher can share words with another: the two are related by construction. Every language is
-told a share of the facts; the others it could only know from its neighbours.
+are the same in all, and the words of a name stay side by side. One cipher can share words with another: the two are
+related by construction. Every language is told a share of the facts; the others it could only know from its neighbours.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ def tongues(
     if len({FIRST, *(language.name for language in languages)}) != len(languages) + 1:
         raise ShapeError("two languages have one name", given=", ".join(language.name for language in languages))
     world = fact_world(entities, relations, names=names, both=0.0, generator=generator)
-    kept = {word for pool in world.subjects.values() for subject in pool for word in subject.split()}
+    subjects = {subject for pool in world.subjects.values() for subject in pool}
+    kept = {word for subject in subjects for word in subject.split()}
     kept |= {word for answer in world.facts.values() for word in answer.split()}
     texts = grammar_sentences(2000, generator=torch.Generator().manual_seed(0))  # every word of the grammar
     texts += [template.replace("{}", "") for relation in relations for template in relation.templates]
@@ -172,8 +173,9 @@ def tongues(
             raise UnknownNameError.among("earlier language", language.related, ciphers)
         used = {name for other in ciphers.values() for name in other.words.values()}
         ciphers[language.name] = cipher(
-            texts, language.name, order=language.order, keep={*kept, "."}, share=language.share,
-            related=ciphers[language.related] if language.related else None, avoid=used, generator=generator,
+            texts, language.name, order=language.order, together=subjects, keep={*kept, "."},
+            share=language.share, related=ciphers[language.related] if language.related else None, avoid=used,
+            generator=generator,
         )  # fmt: skip
         order = torch.randperm(len(facts), generator=generator)[: round(language.facts * len(facts))].tolist()
         told[language.name] = frozenset(facts[index] for index in order)

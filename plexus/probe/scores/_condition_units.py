@@ -13,6 +13,7 @@ Source: Zhang et al. 2026.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,8 @@ from torch import Tensor
 from plexus.errors import RangeError, ShapeError, UnknownNameError
 from plexus.probe.scores._conditions import condition_entropy
 from plexus.units import Neurons, Scores, Site
+
+SPACINGS = ("even", "geometric")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +152,7 @@ def condition_units(
     magnitude: float | Literal["auto"] = "auto",
     limit: float = 0.2,
     tolerance: float = 1e-3,
+    spacing: Literal["even", "geometric"] = "even",
 ) -> ConditionUnits:
     """Sort units into condition-specific, condition-related and condition-agnostic ones.
 
@@ -158,11 +162,14 @@ def condition_units(
         percentile: of all probabilities, in (0, 1): a unit serves the conditions in which it lies above.
         magnitude: λ, or "auto": the largest in `[0, limit]` with which no chosen unit serves all conditions.
         limit: end of the search.
-        tolerance: width at which the search ends.
+        tolerance: width at which the search ends; geometric: the share by which its ends then differ.
+        spacing: "even" halves the range of λ, "geometric" that of its logarithm from `tolerance` to `limit`, for ranges
+            of several powers of ten; 0 where not even `tolerance` is feasible.
 
     Raises:
         ShapeError: fewer than two conditions.
         RangeError: a number out of its range, or no λ is feasible; the message holds the bracket.
+        UnknownNameError: no such spacing.
 
     Examples: see `ConditionUnits`.
     """
@@ -173,6 +180,10 @@ def condition_units(
         raise RangeError("a percentile", given=percentile, expected="in (0, 1)")
     if not tolerance > 0 or not limit > 0:
         raise RangeError("limit and tolerance of the search are positive", given=f"{limit}, {tolerance}")
+    if spacing not in SPACINGS:
+        raise UnknownNameError.among("spacing", str(spacing), SPACINGS)
+    if spacing == "geometric" and not tolerance < limit:
+        raise RangeError("a geometric search begins below its end", given=f"tolerance {tolerance}, limit {limit}")
     bar = float(
         np.quantile(torch.cat([p.double().reshape(-1) for p in probability.values.values()]).numpy(), percentile)
     )
@@ -203,8 +214,12 @@ def condition_units(
         )
     if not len(choose(high) & every):
         low = high
-    while high - low > tolerance:
-        middle = (low + high) / 2
+    elif spacing == "geometric" and not len(choose(tolerance) & every):
+        low = tolerance
+    elif spacing == "geometric":
+        high = low
+    while high > low * (1 + tolerance) if spacing == "geometric" else high - low > tolerance:
+        middle = math.sqrt(low * high) if spacing == "geometric" else (low + high) / 2
         if len(choose(middle) & every):
             high = middle
         else:

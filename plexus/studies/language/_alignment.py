@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.data.corpora import Item
-from plexus.lab.models._rows import batches, rows_of
+from plexus.lab.models._rows import Rows, batches, rows_of
 from plexus.learn.objectives import direct_preference, sequence_log_prob
 
 
@@ -79,16 +79,16 @@ class Alignment:
 
 
 def aligned(
-    model: Any, tokenizer: Any, known: Sequence[Pair], replay: Sequence[str], how: Alignment, *, seed: int
+    model: Any, tokenizer: Any, known: Sequence[Pair], replay: Rows | Sequence[str], how: Alignment, *, seed: int
 ) -> Any:
-    """A copy of the model that has learnt from preferences without forgetting its texts."""
+    """A copy of the model that has learnt from preferences without forgetting its texts, which may be rows already."""
     learner = copy.deepcopy(model)
     good = _rows(tokenizer, known, [pair.chosen for pair in known])
     bad = _rows(tokenizer, known, [pair.rejected for pair in known])
     with torch.no_grad():
         before = [torch.cat([_log_prob(model, part, rows) for rows in _split(len(known))]) for part in (good, bad)]
     numbers = torch.Generator().manual_seed(seed)
-    texts = rows_of(replay, tokenizer, "text", None)
+    texts = replay if isinstance(replay, Rows) else rows_of(replay, tokenizer, "text", None)
     optimiser = torch.optim.AdamW(learner.parameters(), lr=how.rate, weight_decay=0.0)
     learner.train()
     for tokens, targets, weights in batches(texts, how.batch, how.steps, numbers):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,13 +12,15 @@ from torch import Tensor
 
 from plexus.errors import require
 from plexus.explain import StageProfile, condition_change, stage_profile
-from plexus.lab import Arm, Outcome, Results, Study, exact, interval
+from plexus.lab import Arm, Outcome, Results, Study, interval
 from plexus.lab._study import BySeed, Quantity
 from plexus.lab.models import recall
+from plexus.lab.models._rows import rows_of
 from plexus.probe import scores
 from plexus.probe.scores import ConditionUnits
 from plexus.studies.language._alignment import Alignment, Pair, aligned
 from plexus.studies.language._language_bench import (
+    Answers,
     Bench,
     answers,
     dominance,
@@ -27,13 +29,18 @@ from plexus.studies.language._language_bench import (
     probabilities,
     rivals,
     silenced,
+    silenced_at_random,
 )
+from plexus.studies.language._planted_units import found, known_open, planted
 from plexus.units import Neurons, Scores
+
+T = TypeVar("T")
 
 FINDERS = (
     Arm("method", how="method", role="method", note="specific units, λ found by the search"),
     Arm("with related", how="related", role="method", note="specific and related units"),
-    Arm("λ = 0", how="plain", role="ablation", note="plain entropy (LAPE), as many units of each language"),
+    Arm("λ = 0", how="plain", role="ablation", note="plain entropy, as many specific units of each language"),
+    Arm("λ = 0, any", how="any", role="ablation", note="plain entropy, as many units that serve each language (LAPE)"),
     Arm("λ ≤ 0.2", how="published", role="ablation", note="the published range of the search, its own units"),
     Arm("random", how="random", role="null", note="as many units of the same layers, a mean over draws"),
     Arm("difference", how="difference", note="largest difference of means, as many units"),
@@ -71,12 +78,28 @@ def gained(names: tuple[str, ...], arm: str = "aligned") -> Quantity:
 
 
 ASKED_OF_ALL = (
-    exact("chosen units that serve all languages", of("method", "all_served"), role="sanity", margin=0.0),
-    exact("values of λ tried, at most 12", of("method", "evaluations"), role="sanity", center=6, margin=6),
+    interval(
+        "chosen units that a thousand times the largest λ would choose too, where the search ends there, %",
+        of("method", "saturated"),
+        role="sanity",
+        at_least=95.0,
+    ),
+    interval(
+        "planted units that are found as those of their language, %",
+        of("method", "planted_found"),
+        role="control",
+        at_least=80.0,
+    ),
     interval(
         "D by first-order effect, above five times random units",
         lambda seed: seed["taylor"]["dominance"] - 5 * seed["random"]["dominance"],
         role="control",
+        at_least=0.0,
+    ),
+    interval(
+        "D (nats per word): silencing a language's units hurts it more than others",
+        of("method", "dominance"),
+        role="mechanism",
         at_least=0.0,
     ),
     interval(
@@ -100,7 +123,10 @@ ASKED_OF_ALL = (
         at_least=0.0,
     ),
 )
-"""What is asked whatever the languages: the search, the dominance of the units found, and the advantage."""
+"""What is asked whatever the languages: the search, known units, the dominance of the units found, the advantage."""
+
+FARTHER = 1000
+"""By how much the largest λ is multiplied to see whether a wider search would choose other units."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +139,13 @@ class Config:
         mixture: shares of the languages, in per cent.
         entities: of each pool of the world.
         facts: share of the facts that each language but the first is told.
-        prompts, new: beginnings of texts per language that the model goes on with, and words it adds.
+        prompts, new: questions or beginnings of texts per language that the model goes on with, and words it adds.
+        on: the words in which units are looked for: "whole" (prompts with the model's own continuation), "own" (the
+            continuation alone), "sentences" (the continuation of a bench's beginnings of sentences).
         tests: texts per language on which losses are measured.
-        share, percentile, limit, tolerance: of `condition_units`.
-        draws: random sets in the place of every set of units; other arms have one beside them.
+        share, percentile, limit, tolerance: of `condition_units`, whose search is geometric.
+        planted: gates per language that are planted as a positive control.
+        draws: random sets in the place of every set of units.
         align_steps, align_batch, align_rate, preference, imitation, beta: of alignment, see `Alignment`.
         how: what the arm does.
     """
@@ -132,13 +161,15 @@ class Config:
     mixture: tuple[int, ...] = (60, 12, 12, 12, 4)
     entities: int = 16
     facts: float = 0.25
-    prompts: int = 100
-    new: int = 8
+    prompts: int = 160
+    new: int = 1
+    on: str = "whole"
     tests: int = 40
     share: float = 0.06
     percentile: float = 0.95
-    limit: float = 2.0
-    tolerance: float = 1e-2
+    limit: float = 32.0
+    tolerance: float = 2e-2
+    planted: int = 4
     draws: int = 12
     align_steps: int = 60
     align_batch: int = 24
@@ -159,6 +190,7 @@ class Prepared:
         pairs: preferences to learn.
         replay: texts of the first training that go on being learnt.
         questions: by language, to measure alignment with: items or pairs of which none was learnt.
+        kept: what several arms need, computed by the first of them.
     """
 
     bench: Bench
@@ -166,6 +198,14 @@ class Prepared:
     pairs: Sequence[Pair]
     replay: Sequence[str]
     questions: Mapping[str, Sequence[Any]]
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, what: Any, make: Callable[[], T]) -> T:
+        """What `make` gives, made once."""
+        if what not in self.kept:
+            self.kept[what] = make()
+        found: T = self.kept[what]
+        return found
 
 
 def generator(seed: int, what: str) -> torch.Generator:
@@ -179,15 +219,23 @@ class LanguageStudy(Study):
     Config = Config
 
     def run(self, config: Config, prepared: Prepared, seed: int) -> Outcome:
-        bench = prepared.bench
-        probability = probabilities(bench, answers(bench, config.new, seed))
+        spoken, probability = prepared.once(
+            ("words", config.on, config.new), lambda: self._words(config, prepared.bench, seed)
+        )
         if config.how in ("aligned", "shuffled"):
             return self._aligned(config, prepared, probability, seed)
-        return self._silenced(config, prepared, probability, seed)
+        return self._silenced(config, prepared, spoken, probability, seed)
+
+    def _words(self, config: Config, bench: Bench, seed: int) -> tuple[Answers, Scores]:
+        """The words in which units are looked for, and how often gates are open in them."""
+        prompts = bench.begun if config.on == "sentences" else bench.prompts
+        spoken = answers(bench, config.new, seed, prompts=prompts, whole=config.on == "whole")
+        return spoken, probabilities(bench, spoken)
 
     def sort(self, config: Config, probability: Scores, **options: Any) -> ConditionUnits:
         """Units sorted by the settings."""
-        settings = {"percentile": config.percentile, "limit": config.limit, "tolerance": config.tolerance, **options}
+        settings = {"percentile": config.percentile, "limit": config.limit, "tolerance": config.tolerance,
+                    "spacing": "geometric", **options}  # fmt: skip
         return scores.condition_units(probability, config.share, **settings)
 
     def gain(self, prepared: Prepared, model: Any) -> dict[str, float]:
@@ -199,29 +247,32 @@ class LanguageStudy(Study):
         """Further measures of the model before alignment."""
         return {}
 
-    def _silenced(self, config: Config, prepared: Prepared, probability: Scores, seed: int) -> Outcome:
+    def _silenced(self, config: Config, prepared: Prepared, spoken: Answers, probability: Scores, seed: int) -> Outcome:
         bench = prepared.bench
         units = self.sort(config, probability)
         own = {name: units.of(name) for name in bench.languages}
         counts = {name: len(chosen) for name, chosen in own.items()}
-        chosen = self._chosen(config, bench, units, own, counts, probability, seed)
+        chosen = self._chosen(config, bench, units, own, counts, spoken, probability)
         chosen = {name: some for name, some in chosen.items() if len(some)}
         metrics = {f"units_{name}": float(len(chosen.get(name, ()))) for name in bench.languages}
-        languages = len(bench.languages)
-        change, random = torch.zeros(0, languages), torch.zeros(0, languages)
-        if chosen:
-            matrix = silenced(bench, chosen, config.draws if config.how == "random" else 1, seed)
-            change, random = matrix.change, matrix.random
-        rows = tuple(chosen)
-        read = random if config.how == "random" else change
+        rows, languages = tuple(chosen), len(bench.languages)
+        whole = torch.zeros(0, 2 * languages)
+        if chosen and config.how == "random":
+            whole = silenced_at_random(bench, chosen, config.draws, seed)
+        elif chosen:
+            whole = silenced(bench, chosen)
+        read, beside = whole[:, :languages], whole[:, languages:]
         own_rows = torch.tensor([[row == name for name in bench.languages] for row in rows], dtype=torch.bool)
         metrics |= {
             "dominance": dominance(read, rows, bench.languages) if rows else 0.0,
-            "random": dominance(random, rows, bench.languages) if rows else 0.0,
             "own": float(read[own_rows].mean()) if rows else 0.0,
             "units": float(sum(len(some) for some in chosen.values())),
             **self._sorted(units, prepared.related),
         }
+        if bench.sentences:
+            metrics["sentences"] = dominance(beside, rows, bench.languages) if rows else 0.0
+        if config.how == "method":
+            metrics |= self._controls(config, prepared, units, probability, seed)
         arrays = {
             "change": _filled(read, rows, bench.languages),
             "profile": stage_profile(units).counts.numpy(),
@@ -236,20 +287,37 @@ class LanguageStudy(Study):
         units: ConditionUnits,
         own: Mapping[str, Neurons],
         counts: Mapping[str, int],
+        spoken: Answers,
         probability: Scores,
-        seed: int,
     ) -> Mapping[str, Neurons]:
-        if config.how in ("method", "random"):
+        if config.how in ("method", "random", "elsewhere"):
             return own
         if config.how == "related":
             return {name: units.of(name, related=True) for name in bench.languages}
-        if config.how == "plain":
-            return first(in_order(self.sort(config, probability, magnitude=0.0), probability), counts)
+        if config.how in ("plain", "any"):
+            plain = self.sort(config, probability, magnitude=0.0)
+            return first(in_order(plain, probability, alone=config.how == "plain"), counts)
         if config.how == "published":
-            narrow = self.sort(config, probability, limit=0.2, tolerance=1e-3)
+            narrow = self.sort(config, probability, limit=0.2, tolerance=1e-3, spacing="even")
             return {name: narrow.of(name) for name in bench.languages}
         order: Callable[..., Scores] = rivals()[config.how]
-        return first(order(bench, answers(bench, config.new, seed), probability), counts)
+        return first(order(bench, spoken, probability), counts)
+
+    def _controls(
+        self, config: Config, prepared: Prepared, units: ConditionUnits, probability: Scores, seed: int
+    ) -> dict[str, float]:
+        """Whether a wider search would choose other units, and whether planted units are found."""
+        saturated = 100.0
+        if units.magnitude == config.limit:
+            farther = self.sort(config, probability, magnitude=FARTHER * config.limit).chosen
+            saturated = 100 * len(units.chosen & farther) / len(units.chosen)
+        bench, known = planted(prepared.bench, config.planted, generator(seed, "planted"))
+        opened = self._words(config, bench, seed)[1]
+        return {
+            "saturated": saturated,
+            "planted_found": found(self.sort(config, opened), known),
+            "planted_open": known_open(opened, known),
+        }
 
     def _sorted(self, units: ConditionUnits, related: tuple[str, str]) -> dict[str, float]:
         sets = units.sets()
@@ -283,12 +351,14 @@ class LanguageStudy(Study):
         how = Alignment(
             config.preference, config.imitation, config.beta, config.align_steps, config.align_batch, config.align_rate
         )
-        model = aligned(bench.model, bench.tokenizer, pairs, prepared.replay, how, seed=seed)
-        now = replace(bench, model=model)
-        after = self.sort(config, probabilities(now, answers(now, config.new, seed + 7_919)))
+        texts = prepared.once("rows", lambda: rows_of(prepared.replay, bench.tokenizer, "text", None))
+        model = aligned(bench.model, bench.tokenizer, pairs, texts, how, seed=seed)
+        after = self.sort(config, self._words(config, replace(bench, model=model), seed + 7_919)[1])
         change = condition_change(before, after)
-        base, gained = self.gain(prepared, bench.model), self.gain(prepared, model)
-        metrics = {f"base_{name}": value for name, value in base.items()} | self.extra(prepared)
+        base = prepared.once("base", lambda: self.gain(prepared, bench.model))
+        gained = self.gain(prepared, model)
+        metrics = {f"base_{name}": value for name, value in base.items()}
+        metrics |= prepared.once("extra", lambda: self.extra(prepared))
         metrics |= {f"gain_{name}": value - base[name] for name, value in gained.items()}
         metrics |= {f"change_{kind}": float(number) for kind, number in change.counts.items()}
         metrics["specific_minus_related"] = metrics["change_specific"] - metrics["change_related"]

@@ -5,10 +5,12 @@ shares half of its words with the second, the fifth is rare. It also learns ques
 the same in every language, English is told all facts, the others a quarter. Then the model learns preferences between
 answers in the second and third language: the better answer is the one that it gives itself in English.
 
-Units are found by the model's own words: how often each gate is open, by language.
+Units are found in questions with the model's own answers, the same questions in every language and none that alignment
+teaches: how often each gate is open, by language. What a language loses without them is read on other questions.
 
 What is measured against what:
 
+- control: gates that are planted, each to open by the words of one language, must be found;
 - mechanism: units without the magnitude term (λ = 0), and random units of the same layers, as many for each language;
 - advantage: units by the difference of their means and by average precision, as many for each language;
 - alignment: better and worse drawn by a coin, as many further steps on the old texts alone, which also shows by how
@@ -24,7 +26,7 @@ import torch
 
 from plexus.data import corpora
 from plexus.data.corpora._languages import LANGUAGES
-from plexus.lab import Paper, interval, study
+from plexus.lab import Arm, Paper, interval, study
 from plexus.lab.models import train_language_model
 from plexus.studies.language._alignment import answered, pairs
 from plexus.studies.language._language_bench import Bench
@@ -70,16 +72,31 @@ class AlignmentLanguageNeurons(LanguageStudy):
     data = ("tongues (generated)",)
     deviations = (
         "6 % of the units are chosen instead of 1 %, which would be 12 units for five languages.",
-        "λ is searched in [0, 2] to 0.01, as many bisections as in the published [0, 0.2] to 0.001: the gates of a "
-        "small model are open about half of the time instead of rarely, and at 0.2 nearly all chosen units still serve "
-        "no language. The published range is an arm.",
-        "Alignment is by answers to questions alone, without a translation task; a worse answer is drawn where the "
-        "model's own agrees with English. Texts of the first training come along in each step: without them so small a "
-        "model forgets what it knew, English questions included. Imitation beside or in the place of preferences is an "
-        "arm.",
+        "λ is searched geometrically from 0.02 to 32, to 2 %, in at most 12 values, instead of evenly in [0, 0.2] to "
+        "0.001: a small model's gates are open about half of the time instead of rarely. The published range is an "
+        "arm. In earlier runs the search was even and ended at 2, which it met in three of ten seeds. Where even 32 "
+        "lets no chosen unit serve all languages the search ends there; that a wider one would choose the same units "
+        "is a check.",
+        "Gates are counted over questions with the model's own answers, the mark at the beginning left out, instead "
+        "of over the answers alone: an answer is one name, the same in every language. The answers alone are an arm, "
+        "and so are the model's own continuations of sentences, which were counted in earlier runs.",
+        "D is read on whole questions with their right answers, other ones than those in which units are found, of "
+        "facts that a language was not told; English was told all. In earlier runs it was read on sentences, which "
+        "are now a measure beside, without a bar.",
+        "That no chosen unit serves all languages and that at most 12 values of λ are tried hold by how the search is "
+        "built: they are reported. Checks of that were replaced by planted units, and by whether silencing the units "
+        "of a language hurts it more than the others.",
+        "The arm with λ = 0 keeps what serves one language alone, and orders it without the magnitude term; in "
+        "earlier runs it took what serves a language among others, too, which is now an arm of its own.",
+        "Names of two words stay whole in languages of another order of words; in earlier runs that order parted them.",
+        "Alignment is by answers to questions alone, 60 steps instead of 300, without a translation task; a worse "
+        "answer is drawn where the model's own agrees with English. Texts of the first training come along in each "
+        "step: without them so small a model forgets what it knew, English questions included. Imitation beside or in "
+        "the place of preferences is an arm.",
         "Words are tokens, so that counts per token and per word are the same.",
         "Specific units are compared at equal numbers per language; D leaves out languages in which the method finds "
-        "none, in every arm. Nothing is tuned, neither in the method nor in the rivals.",
+        "none, in every arm. Nothing is tuned, neither in the method, whose search looks at no loss, nor in the "
+        "rivals, which have no weight to search.",
     )
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
@@ -92,7 +109,14 @@ class AlignmentLanguageNeurons(LanguageStudy):
             "tests": 300, "share": 0.01, "align_steps": 300, "align_rate": 3e-4,
         },
     }  # fmt: skip
-    arms = FINDERS + ALIGNERS
+    arms = (
+        *FINDERS,
+        Arm("own answers alone", how="elsewhere", on="own", role="ablation",
+            note="gates counted in the model's answer alone"),
+        Arm("on sentences", how="elsewhere", on="sentences", new=8, role="ablation",
+            note="units found in the model's own continuations of sentences"),
+        *ALIGNERS,
+    )  # fmt: skip
     checks = (
         *ASKED_OF_ALL,
         interval("questions in English, %", of("aligned", "base_l1"), role="sanity", at_least=95.0),
@@ -146,19 +170,34 @@ class AlignmentLanguageNeurons(LanguageStudy):
             intermediate=config.intermediate, steps=config.steps, batch=config.batch, rate=config.rate, seed=seed,
             cache=False, progress=False,
         )  # fmt: skip
-        fresh = {name: world.sentences(name, config.prompts, generator=numbers) for name in world.names}
-        prompts = {name: [" ".join(text.split()[:3]) for text in texts] for name, texts in fresh.items()}
-        validation, tests = (
-            {name: world.sentences(name, config.tests, generator=numbers) for name in world.names} for _ in range(2)
-        )
-        bench = Bench(made.model, tokenizer, prompts, validation, tests)
         facts = list(world.world.facts)
         taught = {facts[i] for i in torch.randperm(len(facts), generator=numbers)[: len(facts) // 2].tolist()}
 
-        def unknown(name: str, inside: bool) -> list[corpora.Item]:
-            items = world.items(name, told=None if name == world.names[0] else False)
-            return [item for item in items if ((item.concept, item.subject) in taught) == inside]
+        def half(name: str, inside: bool, told: bool | None) -> list[corpora.Item]:
+            return [item for item in world.items(name, told=told) if ((item.concept, item.subject) in taught) == inside]
 
+        def unknown(name: str, inside: bool) -> list[corpora.Item]:
+            return half(name, inside, None if name == world.names[0] else False)
+
+        # units are looked for in the same questions of every language, none of which is ever taught by alignment
+        asked_of_all = {name: half(name, False, None) for name in world.names}
+        drawn = torch.randperm(len(asked_of_all[world.names[0]]), generator=numbers)[: config.prompts].tolist()
+        prompts = {name: [items[i].prompt for i in drawn] for name, items in asked_of_all.items()}
+        validation, tests = {}, {}
+        for name in world.names:
+            items = unknown(name, True)  # of the other half, which alignment teaches only later
+            drawn = torch.randperm(len(items), generator=numbers)[: 2 * config.tests].tolist()
+            validation[name], tests[name] = ([items[i].text for i in drawn[part::2]] for part in range(2))
+        fresh = {name: world.sentences(name, config.prompts, generator=numbers) for name in world.names}
+        bench = Bench(
+            made.model,
+            tokenizer,
+            prompts,
+            validation,
+            tests,
+            {name: world.sentences(name, config.tests, generator=numbers) for name in world.names},
+            {name: [" ".join(text.split()[:3]) for text in texts] for name, texts in fresh.items()},
+        )
         asked = [item for name in ALIGNED for item in unknown(name, True)]
         english = {(item.concept, item.subject, item.template): item.prompt for item in world.items(world.names[0])}
         around = {name: sorted({a for (kind, _), a in world.world.facts.items() if kind == name})

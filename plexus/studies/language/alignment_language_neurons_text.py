@@ -42,6 +42,8 @@ TURN = "="
 """Between a sentence and its translation."""
 RARE = "~"
 """In the place of every word that is not among the commonest."""
+SPOKEN: dict[str, Any] = {"on": "own", "new": 8}
+"""Units are found in the words that the model goes on with."""
 LONGEST = 8
 """Words of a sentence that are asked about, or learnt, in one row."""
 
@@ -61,20 +63,21 @@ class AlignmentLanguageNeuronsText(LanguageStudy):
     data = ("Shakespeare", "Parallel Universal Dependencies, five languages")
     deviations = (
         *AlignmentLanguageNeurons.deviations[:2],
+        "Gates are counted in the model's own continuations of sentences, and D is read on sentences.",
         "Alignment prefers the translation of a sentence to that of another one; there are no questions to answer.",
         "Only the commonest words of each language are known; the others are one mark, which the model does not say "
         "when its own words are counted.",
-        *AlignmentLanguageNeurons.deviations[4:],
+        *AlignmentLanguageNeurons.deviations[-1:],
     )
     scales: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
             "hidden": 32, "intermediate": 96, "steps": 30, "batch": 32, "texts": 400, "entities": 60, "prompts": 20,
-            "tests": 10, "draws": 1, "align_steps": 3, "align_batch": 8, "percentile": 0.9,
+            "tests": 10, "draws": 1, "align_steps": 3, "align_batch": 8, "percentile": 0.9, **SPOKEN,
         },
-        "full": {"mixture": (60, 12, 12, 12, 4), "entities": 350, "texts": 8000},
+        "full": {"mixture": (60, 12, 12, 12, 4), "entities": 350, "texts": 8000, "prompts": 100, **SPOKEN},
         "paper": {
             "layers": 6, "hidden": 192, "intermediate": 768, "steps": 6000, "texts": 40000, "entities": 3000,
-            "share": 0.01, "align_steps": 300, "align_rate": 3e-4,
+            "prompts": 100, "share": 0.01, "align_steps": 300, "align_rate": 3e-4, **SPOKEN,
         },
     }  # fmt: skip
     arms = FINDERS + ALIGNERS
