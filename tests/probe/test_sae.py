@@ -213,6 +213,24 @@ def test_many_sets_of_rows_give_an_autoencoder_each():
         sae.fit_many(rows[0], features=12, steps=1, generator=generator())
 
 
+def test_members_that_have_stopped_are_let_go_of_and_change_nothing_for_the_others():
+    rows = torch.stack([planted(512)[0], 7 * planted(512, seed=5)[0], planted(512, seed=6)[0]])
+    settings = {"features": 12, "steps": 200, "every": 10, "rate": 0.03, "tied": True, "unit_norm": False}
+    stops = {"watch": "features", "patience": 2, "tolerance": 0.03, "keep": "last"}
+    weights = [0.0, 0.3, 3.0]
+    fits = sae.fit_many(rows, l1=weights, **settings, **stops, generator=generator())
+    steps = [one.steps for one in fits]
+    assert len(set(steps)) > 1, steps
+    for member, stopped in enumerate(steps):
+        # trained as long without stopping, all together
+        other = sae.fit_many(rows, l1=weights, **{**settings, "steps": stopped}, generator=generator())[member]
+        assert torch.equal(fits[member].curve["step"], other.curve["step"])
+        for name in ("loss", "effective_features"):
+            torch.testing.assert_close(fits[member].curve[name], other.curve[name], rtol=1e-4, atol=1e-4)
+        for name, value in other.autoencoder.weights.items():
+            torch.testing.assert_close(fits[member].autoencoder.weights[name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_penalties_are_averaged_or_summed_over_features_and_cannot_be_had_for_nothing():
     rows = torch.randn(1, 32, 4, generator=generator())
     for tied, unit_norm in ((True, False), (False, True), (False, False)):

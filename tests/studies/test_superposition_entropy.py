@@ -13,8 +13,9 @@ import torch
 from plexus.errors import FormatError
 from plexus.studies.interpretability import _superposition_counts as measure
 from plexus.studies.interpretability import _superposition_networks as networks
+from plexus.studies.interpretability import _superposition_toys as toys
 from plexus.studies.interpretability.superposition_entropy import (
-    PENALTIES,
+    TUNED,
     SuperpositionEntropy,
     SuperpositionEntropyMnist,
     nearer,
@@ -49,7 +50,7 @@ def test_every_arm_measures_finite_numbers_and_changes_nothing_it_is_given(prepa
 
 
 def test_primary_checks_fail_where_a_rival_counts_as_well() -> None:
-    seed = {name: {"toy_error": 0.2} for name in ("sae", "noise", "participation", "l0", "alive")}
+    seed = {name: {"toy_error": 0.2} for name in ("sae", "noise", "constant", "participation", "l0", "alive")}
     assert nearer(seed, ("noise",)) == 0.0
     seed["l0"]["toy_error"] = 0.15
     primary = {check.role: check for check in study.checks if check.primary}
@@ -116,14 +117,15 @@ def test_effects_on_networks_are_read_off_the_counts_as_they_say() -> None:
     }
     found = measure.on_networks(counts, layers, (0.0, 0.3, 0.5, 0.7), (0.0, 0.1, 0.2))
     assert found["dropout_ratio"] == 0.5
-    assert found["slope_wide_two"] == pytest.approx(5)
-    assert found["slope_narrow_ten"] == pytest.approx(-5)
-    assert found["slope_difference"] == pytest.approx(10)
+    assert found["slope_wide_two"] == pytest.approx(20)
+    assert found["slope_narrow_ten"] == pytest.approx(-10)
+    assert found["slope_difference"] == pytest.approx(30)
     assert found["grokking_ratio"] == pytest.approx(1 / 3)
     assert found["grokking_lag"] == 0.0
+    assert found["grokking_lag_random"] == pytest.approx((1 + 0 + 1) / 9)  # thirds of the span, over three places
     counts["grokking"] = np.array([30.0, 30.0, 29.0, 10.0])
     assert measure.on_networks(counts, layers, (0.0, 0.3, 0.5, 0.7), (0.0, 0.1, 0.2))["grokking_lag"] == pytest.approx(
-        0.25
+        1 / 3
     )
 
 
@@ -132,15 +134,18 @@ def test_rows_held_out_are_not_trained_on_and_a_dead_layer_has_no_features() -> 
     other = rows.clone()
     other[:, -40:] = 3 * torch.randn(2, 40, 4, generator=generator(9)).relu()
     settings = {"steps": 40, "batch": 32, "rate": 3e-3, "every": 20}
-    one, two = (measure.counts(part, [0.1, 0.1], 8, settings, 0) for part in (rows, other))
+    one, two = (measure.counts(part, [0.1, 0.1], 8, settings, generator()) for part in (rows, other))
     np.testing.assert_array_equal(one["in_sample"], two["in_sample"])
     assert (one["features"] != two["features"]).all()
     dead = torch.stack([rows[0], torch.zeros_like(rows[0])])
-    found = measure.counts(dead, [0.1, 0.1], 8, settings, 0)
+    found = measure.counts(dead, [0.1, 0.1], 8, settings, generator())
     assert found["features"][1] == 0
     assert found["features"][0] > 1
+    silent = dead.clone()
+    silent[1, :100] = rows[0, :100]  # active only where it is trained on
+    assert measure.counts(silent, [0.1, 0.1], 8, settings, generator())["features"][1] == 0
     assert measure.plain(dead)["participation"][1] == 0
-    assert (measure.counts(dead[1:], [0.1], 8, settings, 0)["features"] == 0).all()
+    assert (measure.counts(dead[1:], [0.1], 8, settings, generator())["features"] == 0).all()
 
 
 def test_images_move_by_at_most_a_pixel() -> None:
@@ -169,11 +174,42 @@ def test_a_network_is_followed_over_time() -> None:
     assert not torch.equal(track.rows[0], track.rows[-1])
 
 
-def test_tuning_tries_the_same_penalties_for_all_and_chooses_among_them(monkeypatch) -> None:
+def test_tuning_tries_the_same_penalties_for_all_and_chooses_among_them() -> None:
     tuning = study.tune(replace(SMOKE, tuning_seeds=1))
-    assert set(tuning.budget.values()) == {len(PENALTIES)}
-    assert all(chosen["l1"] in PENALTIES for chosen in tuning.chosen.values())
+    counts = ("sae", "l0", "alive")
+    assert {tuning.budget[name] for name in counts} == {len(toys.PENALTIES)}
+    assert all(tuning.chosen[name]["l1"] in toys.PENALTIES for name in counts)
     assert set(study.tune(SMOKE).chosen) == set(tuning.chosen)
+
+
+def test_no_penalty_chosen_lies_at_an_end_of_those_tried() -> None:
+    for name in toys.COLUMNS:
+        assert min(toys.PENALTIES) < TUNED[name]["l1"] < max(toys.PENALTIES), name
+        assert TUNED[name]["l1"] in toys.PENALTIES
+
+
+def test_the_best_constant_is_the_median_of_the_truth(monkeypatch) -> None:
+    truth = torch.tensor([5.0, 7.0, 9.0])
+    none = {f"{weight:g}": dict.fromkeys(toys.COLUMNS.values(), np.ones(3)) for weight in toys.PENALTIES}
+    layers = networks.Counted(torch.zeros(3, 1, 1), {"count": truth})
+    monkeypatch.setattr(toys, "toy_layers", lambda *_: (layers, none))
+    assert toys.best(SMOKE, range(2))["constant"] == {"constant": 7.0}
+
+
+def test_uses_of_a_seed_are_independent_and_repeat() -> None:
+    draws = {(seed, role): torch.rand(3, generator=networks.stream(seed, role)) for seed in (0, 1) for role in "ab"}
+    assert len({tuple(draw.tolist()) for draw in draws.values()}) == 4
+    assert torch.equal(draws[1, "b"], torch.rand(3, generator=networks.stream(1, "b")))
+
+
+def test_features_at_right_angles_are_counted_and_those_of_noise_are_not_found() -> None:
+    config = replace(SMOKE, toy_rows=2000, known_features=(3, 6), toy_sae_steps=700)
+    known = networks.separate(config, generator())
+    for rows, count in zip(known.rows, (3, 6), strict=True):
+        assert int(torch.linalg.matrix_rank(rows, atol=1e-3)) == count
+    found = toys.known_layers(config, 0)
+    assert found["known_error"] < 0.15
+    assert found["known_gain"] > 0.2
 
 
 def test_mnist_without_its_files_says_so(monkeypatch) -> None:

@@ -30,6 +30,9 @@ class Feed(Protocol):
     def draw(self) -> Tensor | None:
         """The next batch, or None when there are no more."""
 
+    def narrow(self, members: Tensor) -> None:
+        """Give the rows of these members alone from now on."""
+
     def state(self) -> State: ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
@@ -49,6 +52,9 @@ class Held:
         index = self.order[self.at : self.at + self.batch]
         self.at += self.batch
         return self.first[:, index]
+
+    def narrow(self, members: Tensor) -> None:
+        self.first = self.first[members]
 
     def state(self) -> State:
         return {"order": self.order, "at": torch.tensor(self.at)}
@@ -99,6 +105,10 @@ class Streamed:
         rows = self.buffer[self.at : self.at + self.batch]
         self.at += self.batch
         return rows[None]
+
+    def narrow(self, members: Tensor) -> None:
+        if members.tolist() != [0]:
+            raise ShapeError("a stream has one member", given=members.tolist())
 
     def state(self) -> State:
         return {"buffer": self.buffer, "spare": self.spare, "numbers": torch.tensor([self.at, self.taken, self.ended])}

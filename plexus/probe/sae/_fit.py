@@ -224,7 +224,7 @@ def _train(
     looked_at, _ = normalise(design, scale, looked_at)
     if checkpoint is not None:
         restore(checkpoint, trainer, feed)
-    saved, running = time.monotonic(), not bool(trainer.done.all())
+    saved, running, scales = time.monotonic(), not bool(trainer.done.all()), scale
     with Interruption.noted(checkpoint is not None) as interruption:
         for _ in tracked(range(trainer.steps, settings.steps), "training autoencoders", settings.steps, progress):
             rows = feed.draw() if running else None
@@ -237,9 +237,14 @@ def _train(
                 )
             if rows is None:
                 break
-            trainer.step(normalise(design, scale, rows.to(device))[0])
+            trainer.step(normalise(design, scales, rows.to(device))[0])
             if trainer.steps % settings.every == 0:
                 running = trainer.look(looked_at)
+                # a checkpoint holds all members
+                stay = trainer.shed() if checkpoint is None else None
+                if stay is not None:
+                    feed.narrow(stay)
+                    scales, looked_at = scales[stay.to(device)], looked_at[stay.to(device)]
             if checkpoint is not None and (interruption.asked or time.monotonic() - saved > save_every):
                 store(checkpoint, trainer, feed)
                 saved = time.monotonic()

@@ -7,7 +7,7 @@
     A = ‖ê - e‖² / ‖e - ē‖², the residual e = x - x̂ as the most driven dead features alone would write it
 
 The members share nothing: the sum of their losses has for each member the gradient of its own loss, and Adam acts
-number by number.
+number by number. So a member that has stopped can be let go of while the others go on.
 
 Sources: Bricken et al. 2023 (unit norm, resampling), Gao et al. 2024 (auxiliary loss, eq. in their appendix A.2),
 Bereska et al. 2025 (mean |z|, tied weights, patience).
@@ -87,7 +87,7 @@ class Settings:
 
 
 class Trainer:
-    """Weights `[member, …]`, their optimiser, and what is known of each member."""
+    """Weights `[member, …]` of those still training, their optimiser, and what is known of each member."""
 
     def __init__(
         self, design: Design, settings: Settings, weights: Mapping[str, Tensor], generator: torch.Generator
@@ -103,6 +103,7 @@ class Trainer:
         self.weights = {name: nn.Parameter(value.clone()) for name, value in weights.items()}
         decoder = self.weights["decoder"]
         self.members, device = len(decoder), decoder.device
+        self.training = torch.arange(self.members)  # which members the weights are of
         self.optimizer = torch.optim.Adam(self.weights.values(), settings.rate, fused=True)
         self.l1 = torch.as_tensor(settings.l1, device=device).expand(self.members)
         self.limit = torch.zeros(self.members, 1, 1, device=device)
@@ -144,14 +145,35 @@ class Trainer:
     def look(self, x: Tensor) -> bool:
         """Measure on normalised rows, note it on the curve, and say whether any member still learns."""
         found = self.measure(x)
-        for name, value in {"step": torch.full((self.members,), self.steps), **found}.items():
-            self.curve.setdefault(name, []).append(value.cpu())
+        self.curve.setdefault("step", []).append(torch.full((self.members,), self.steps))
+        for name, value in found.items():
+            looks = self.curve.setdefault(name, [])
+            # those let go of stay where they were
+            looks.append(looks[-1].index_copy(0, self.training, value.cpu()) if looks else value.cpu())
         better, stop = self._judge()
         running = ~self.done
         self._keep(running & better if self.settings.keep == "best" else running)
         self.steps_of[running & stop] = self.steps
         self.done |= stop
         return not bool(self.done.all())
+
+    @torch.no_grad()
+    def shed(self) -> Tensor | None:
+        """Let go of members that have stopped; the positions of those that stay, or None where all do."""
+        stay = (~self.done[self.training]).nonzero().squeeze(1)
+        if self.settings.revive is not None or len(stay) in (0, len(self.training)):
+            return None
+        here = stay.to(self.limit.device)
+        for name, old in list(self.weights.items()):
+            self.weights[name] = new = nn.Parameter(old[here].contiguous())
+            state = self.optimizer.state.pop(old, {})
+            self.optimizer.state[new] = {
+                key: value if key == "step" else value[here].contiguous() for key, value in state.items()
+            }
+        self.optimizer.param_groups[0]["params"] = list(self.weights.values())
+        self.l1, self.limit, self.idle = self.l1[here], self.limit[here], self.idle[here]
+        self.training = self.training[stay]
+        return stay
 
     @torch.no_grad()
     def measure(self, x: Tensor) -> dict[str, Tensor]:
@@ -263,6 +285,9 @@ class Trainer:
     @torch.no_grad()
     def _keep(self, which: Tensor) -> None:
         """Copy the weights of some members aside: the values, not references that later steps would overwrite."""
+        device = self.limit.device
+        here = which[self.training].nonzero().squeeze(1)
+        members, here = self.training[here].to(device), here.to(device)
         for name, value in self.weights.items():
-            self.kept[name][which.to(value.device)] = value[which.to(value.device)]
-        self.kept_limit[which.to(self.limit.device)] = self.limit[which.to(self.limit.device)]
+            self.kept[name][members] = value[here]
+        self.kept_limit[members] = self.limit[here]

@@ -23,13 +23,16 @@ def halves(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, :cut], rows[:, cut:]
 
 
-def counts(rows: Tensor, l1: list[float], features: int, settings: dict[str, Any], seed: int) -> dict[str, Count]:
+def counts(
+    rows: Tensor, l1: list[float], features: int, settings: dict[str, Any], generator: torch.Generator
+) -> dict[str, Count]:
     """Counts by an autoencoder per member: F held out and in sample, after the first part of training, L0, alive, FVU.
 
-    A layer in which nothing is ever active has no features.
+    A layer that never varies, in the rows trained on or in those judged, has no features.
     """
     train, judged = halves(rows)
-    living = (train.flatten(1).var(1) > 0).nonzero().squeeze(1).tolist()
+    varies = [(part != part[:, :1]).flatten(1).any(1) for part in (train, judged)]
+    living = (varies[0] & varies[1]).nonzero().squeeze(1).tolist()
     names = ("features", "in_sample", "early", "l0", "alive", "fvu")
     found = {name: np.zeros(len(rows)) for name in names}
     if not living:
@@ -37,8 +40,7 @@ def counts(rows: Tensor, l1: list[float], features: int, settings: dict[str, Any
     options = {**PUBLISHED, **settings}
     early = options.pop("early", options["steps"])
     fits = sae.fit_many(
-        train[living], features=features, l1=[l1[i] for i in living],
-        generator=torch.Generator().manual_seed(seed), **options,
+        train[living], features=features, l1=[l1[i] for i in living], generator=generator, **options,
     )  # fmt: skip
     for i, done in zip(living, fits, strict=True):
         out, inside = (sae.quality(done.autoencoder, part[i]) for part in (judged, train))
@@ -80,15 +82,19 @@ def rank(count: Count, truth: Count) -> float:
     return float(spearmanr(count, truth).statistic)
 
 
+def error(count: Count, truth: Tensor) -> float:
+    """Mean distance of a count from the truth, in log units."""
+    return float(np.abs(np.log(np.maximum(count, 1e-3) / np.maximum(truth.numpy(), 1.0))).mean())
+
+
 def on_toy(count: Count, facts: dict[str, Tensor]) -> dict[str, float]:
     """How a count goes with the number of features that the toy models keep."""
     truth, widest = facts["count"].numpy(), facts["features"] == facts["features"].max()
-    error = np.abs(np.log(np.maximum(count, 1e-3) / np.maximum(truth, 1.0)))
     return {
         "toy_rank": rank(count, truth),
         "toy_rank_widest": rank(count[widest.numpy()], truth[widest.numpy()]),
         "toy_rank_norms": rank(count, facts["norm"].numpy()),
-        "toy_error": float(error.mean()),
+        "toy_error": error(count, facts["count"]),
     }
 
 
@@ -99,8 +105,7 @@ def on_networks(count: dict[str, Count], layers: dict[str, Counted], dropouts: t
     found = {"dropout_ratio": float(dropped[dropouts.index(0.5)] / max(dropped[0], 1e-9))}
     slopes = {}
     for name in ("wide", "narrow"):
-        per_unit = count[name] / layers[name].rows.shape[-1]
-        for task, part in zip(("two", "ten"), np.split(per_unit, 2), strict=True):
+        for task, part in zip(("two", "ten"), np.split(count[name], 2), strict=True):
             slopes[name, task] = float(np.polyfit(epsilons, part, 1)[0])
             found[f"slope_{name}_{task}"] = slopes[name, task]
     found["slope_difference"] = slopes["wide", "two"] - slopes["narrow", "ten"]
@@ -109,7 +114,8 @@ def on_networks(count: dict[str, Count], layers: dict[str, Counted], dropouts: t
     memorised = int(np.argmax(seen >= 0.99)) if bool((seen >= 0.99).any()) else int(seen.argmax())
     track = np.maximum(count["grokking"], 1e-9)
     found["grokking_ratio"] = float(track[-1] / track[memorised])
-    moments = np.log(steps[1:] * steps[:-1]) / 2
-    drop, jump = np.argmin(track[1:] / track[:-1]), np.argmax(np.diff(unseen))
-    found["grokking_lag"] = float(abs(moments[drop] - moments[jump]) / np.log(steps[-1]))
+    moments, span = np.log(steps[1:] * steps[:-1]) / 2, np.log(steps[-1] / steps[0])
+    away = np.abs(moments - moments[np.argmax(np.diff(unseen))]) / span
+    found["grokking_lag"] = float(away[np.argmin(track[1:] / track[:-1])])
+    found["grokking_lag_random"] = float(away.mean())  # expected of a place drawn evenly among the looks
     return found

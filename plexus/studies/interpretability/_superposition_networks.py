@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from plexus import data
 from plexus.probe.robustness import pgd
-from plexus.probe.sae import effective_features
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class Counted:
 
     rows: Tensor
     facts: dict[str, Tensor]
+
+
+def stream(seed: int, role: str) -> torch.Generator:
+    """A generator for one use of a seed, independent of its other uses."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *role.encode()]).generate_state(1)[0]))
 
 
 def drawn(shape: tuple[int, ...], fan: int, generator: torch.Generator) -> Tensor:
@@ -81,10 +86,20 @@ def toy(config, generator: torch.Generator) -> Counted:
     with torch.no_grad():
         norms = torch.linalg.vector_norm(weight, dim=-1) * real[:, 0]
         x = sample(config.toy_rows)
-        rows, usage = x @ weight, x.sum(1) * (norms > 0.5)
+        rows = x @ weight
     facts = {"norm": norms.square().sum(-1), "count": (norms > 0.5).sum(-1).float()}
-    facts["oracle"] = torch.tensor([effective_features(used) if used.any() else 0.5 for used in usage])
     return Counted(rows, {**facts, "features": torch.tensor([float(n) for n, _ in levels])})
+
+
+def separate(config, generator: torch.Generator) -> Counted:
+    """Sparse features along directions at right angles, no more of them than units: nothing makes them hard."""
+    rows, units = config.toy_rows, config.known_units
+    members = []
+    for count in config.known_features:
+        directions = torch.linalg.qr(torch.randn(units, units, generator=generator)).Q[:count]
+        active = torch.rand(rows, count, generator=generator) < config.known_odds
+        members.append((active * torch.rand(rows, count, generator=generator)) @ directions)
+    return Counted(torch.stack(members), {"count": torch.tensor(config.known_features).float()})
 
 
 # 2: dropout
