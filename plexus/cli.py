@@ -334,12 +334,15 @@ def make_atlas(
         Path | None, typer.Option(help="For a checkpoint: .jsonl, .csv or .tsv of text, label, answer.")
     ] = None,
     samples: Annotated[int, typer.Option(min=20, help="How many samples at most.")] = 400,
+    units: Annotated[
+        int, typer.Option(min=0, help="How many units of a larger model to switch off, the most promising; 0: all.")
+    ] = 2000,
     as_json: AsJson = False,
 ) -> None:
-    """Pages of every unit of a model: what it detects, what it does, what drives it."""
+    """Pages of the units of a model: what each detects, what it does, what drives it."""
     from plexus.lab._atlas import make
 
-    found, index = make(model, out, texts, samples)
+    found, index = make(model, out, texts, samples, units or None)
     _emit({"atlas": repr(found), "page": str(index)}) if as_json else print(f"{found}\nopen {index}")
 
 

@@ -2,11 +2,13 @@
 
 A batch of B samples is repeated K times; in the k-th copy unit u_k of one site is multiplied by its own factor and
 everything else is left alone. So K interventions cost one forward pass of K·B rows, and each row is what the model
-gives under that one edit.
+gives under that one edit. What lies before the site in a stack of blocks is the same in all of them: a `Prefix` keeps
+it from one pass, where a trial shows that to be exact.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import DtypeError, RangeError, ShapeError, SiteError
+from plexus.explain.circuits._prefix import Prefix
 from plexus.probe._batches import run
 from plexus.probe._progress import length, tracked
 from plexus.probe._quiet import quiet
@@ -30,7 +33,13 @@ class Cell(NamedTuple):
 
 
 def sweep(
-    model: nn.Module, batch: Any, site: Site, cells: Sequence[Cell | tuple[int, float]], *, rows: int = 1024
+    model: nn.Module,
+    batch: Any,
+    site: Site,
+    cells: Sequence[Cell | tuple[int, float]],
+    *,
+    rows: int = 1024,
+    prefix: Prefix | None = None,
 ) -> Iterator[tuple[list[Cell], Any]]:
     """What the model gives for a batch under each of many edits of single units.
 
@@ -40,6 +49,7 @@ def sweep(
         site: where the units live.
         cells: (unit, factor) pairs; factor 0 switches the unit off, 1 changes nothing.
         rows: how many rows of samples a pass may have; it decides how many cells share one.
+        prefix: of this model and batch, from `kept_prefix`; the blocks before the site are then not run again.
 
     Yields:
         Some of the cells, and the model's output for them: its rows are the samples of the first cell, then those of
@@ -64,9 +74,24 @@ def sweep(
     together = max(1, rows // samples)
     for start in range(0, len(wanted), together):
         part = wanted[start : start + together]
-        with quiet(model), attach(model, [_OneEach(site, part, samples)]):
+        # the blocks before the site see what they saw without the edit
+        spared = (
+            contextlib.nullcontext()
+            if prefix is None
+            else prefix.skipping(prefix.before(site), torch.arange(samples).repeat(len(part)))
+        )
+        with quiet(model), spared, attach(model, [_OneEach(site, part, samples)]):
             output = run(model, _repeated(batch, len(part)), None, None)
         yield part, output
+
+
+def kept_prefix(model: nn.Module, batch: Any, at: Sequence[Site]) -> tuple[Prefix, Any]:
+    """What the blocks before these sites give for a batch, kept where it can be used again; and the model's output."""
+    with quiet(model):
+        prefix = Prefix(model, batch, batch_length(batch))
+        output = prefix.run()
+        prefix.try_out([prefix.before(site) for site in at])
+    return prefix, output
 
 
 def unit_effects(
@@ -108,12 +133,13 @@ def unit_effects(
         samples = batch_length(batch)
         with quiet(model):
             sizes = sites.measure(model, batch, chosen)
-            before = _per_row(outcome(run(model, batch, None, None), batch), samples)
+        prefix, output = kept_prefix(model, batch, chosen)
+        before = _per_row(outcome(output, batch), samples)
         for site in chosen:
             cells = [Cell(unit, factor) for unit in range(sizes[site])]
             changed = [
                 _per_row(outcome(output, _repeated(batch, len(part))), len(part) * samples).reshape(len(part), samples)
-                for part, output in sweep(model, batch, site, cells, rows=rows)
+                for part, output in sweep(model, batch, site, cells, rows=rows, prefix=prefix)
             ]
             found[site].append(torch.cat(changed) - before)
     return {site: torch.cat(parts, dim=1) for site, parts in found.items()}

@@ -31,14 +31,21 @@ class Subject(NamedTuple):
     at: Sequence[Site] | None = None
 
 
-def make(name: str, out: Path, texts: Path | None = None, limit: int = 400) -> tuple[atlas.Atlas, Path]:
+def make(
+    name: str, out: Path, texts: Path | None = None, limit: int = 400, units: int | None = None
+) -> tuple[atlas.Atlas, Path]:
     """Measure the model of that name and write its pages; the atlas and the path of its first page.
+
+    Args:
+        name: as `find_subject`, and so `texts` and `limit`.
+        out: folder of the pages.
+        units: how many units of a larger model to measure, as `explain.atlas.build`; None: all.
 
     Raises:
         As `find_subject`, `explain.atlas.build` and `explain.atlas.write`.
     """
     subject = find_subject(name, texts, limit)
-    found = atlas.build(subject.model, subject.matter, subject.at, title=subject.title)
+    found = atlas.build(subject.model, subject.matter, subject.at, title=subject.title, units=units)
     return found, atlas.write(found, out)
 
 

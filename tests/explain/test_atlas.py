@@ -14,6 +14,7 @@ from plexus.data.corpora import fact_world, word_tokenizer
 from plexus.errors import DtypeError, FormatError, PlexusError, RangeError, ShapeError, SiteError
 from plexus.explain import atlas, sweep, unit_effects
 from plexus.explain.atlas._build import _page
+from plexus.explain.atlas._choice import attribution, choose
 from plexus.explain.atlas._pages import short_names
 from plexus.lab._atlas import find_subject, read_texts
 from plexus.lab.models import recall
@@ -231,12 +232,113 @@ def test_noise_lies_beyond_its_band_as_often_as_the_page_says(units: int) -> Non
     for _ in range(repeats):
         values = torch.rand(80, units, generator=generator)
         concept = torch.randint(4, (units,), generator=generator)
-        change = torch.randn(units, 80, generator=generator, dtype=torch.float64) ** 3  # heavy tails
+        change = torch.randn(units, 40, generator=generator, dtype=torch.float64) ** 3  # heavy tails
         page = _page(Site("x", "b u"), values, concept, torch.ones(units), change, matter, held)
         beyond.append(page.acts.double().mean())
     shares = torch.stack(beyond)
     assert page.tail == {6: 0, 16: 0, 24: 1 / 24, 64: 1 / 40, 500: 1 / 40}[units]
     assert abs(float(shares.mean()) - page.tail) <= 4 * float(shares.std()) / repeats**0.5
+
+
+def wide() -> tuple[nn.Sequential, atlas.Images]:
+    """Two layers of 150 units and one of 90; units 100 and 7 of the second say the class, the others are noise."""
+    torch.manual_seed(0)
+    labels = torch.arange(80) % 2
+    values = 0.1 * torch.rand(80, 150)
+    values[:, 100] += labels == 0
+    values[:, 7] += labels == 1
+    net = nn.Sequential(nn.Flatten(), nn.Linear(150, 150), nn.Linear(150, 150), nn.Linear(150, 90), nn.Linear(90, 2))
+    with torch.no_grad():
+        for layer in (net[1], net[2]):
+            layer.weight.copy_(torch.eye(150))
+            layer.bias.zero_()
+        net[4].weight.zero_()
+        net[3].weight.mul_(0.01)
+        net[3].weight[0, 100] = net[3].weight[1, 7] = 1.0
+        net[4].weight[0, 0] = net[4].weight[1, 1] = 3.0
+    return net, atlas.Images(values.reshape(80, 1, 10, 15), labels)
+
+
+def test_of_a_larger_model_the_promising_units_are_measured_and_get_the_same_numbers() -> None:
+    net, matter = wide()
+    sites = [Site("1", "b u"), Site("2", "b u"), Site("3", "b u")]
+    everything = atlas.build(net, matter, sites, featured=0)
+    some = atlas.build(net, matter, sites, featured=3, units=270)
+    assert everything.total == some.total == 390
+    assert 200 < sum(len(page.units) for page in some.pages) <= 270
+    assert f" {sum(len(page.units) for page in some.pages)} of 390 units at 3 site(s)" in repr(some)
+    whole = {page.site: page for page in everything.pages}
+    for page in some.pages:
+        units = page.units
+        assert int(page.control.sum()) == (40 if len(page.units) < page.size else page.size)
+        assert page.tail == 1 / 40
+        for name in ("concept", "selectivity", "effect", "others"):
+            assert torch.allclose(getattr(page, name), getattr(whole[page.site], name)[units]), name
+        assert torch.allclose(page.by_concept, whole[page.site].by_concept[:, units])
+        full = whole[page.site].exemplars
+        assert [e[0].sample for e in page.exemplars] == [full[unit][0].sample for unit in units.tolist()]
+    acting = {(page.site.path, int(page.units[i])) for page in some.pages for i in page.acts.nonzero()}
+    assert {(path, unit) for path in ("1", "2") for unit in (100, 7)} <= acting
+    assert {unit.unit for unit in some.effect.ranked(2)} <= {100, 7}  # NaN for the others ranks nowhere
+    assert int(some.effect[some.pages[0].site].isnan().sum()) == some.pages[0].size - len(some.pages[0].units)
+
+
+def test_chosen_units_without_effect_lie_beyond_their_controls_as_often_as_the_page_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matter, held = atlas.Images(torch.zeros(80, 1, 2, 2), torch.arange(80) % 2), torch.arange(80) >= 40
+    site, beyond = Site("x", "b u"), []
+    for _ in range(150):
+        values = torch.rand(80, 600, generator=generator)
+        score = torch.rand(2, 600, generator=generator)
+        chosen = choose({site: score[0]}, {site: score[1]}, {site: values.mean(0)}, 120)[site]
+        assert len(chosen.units.unique()) == 120
+        concept = torch.randint(2, (120,), generator=generator)
+        change = torch.randn(120, 40, generator=generator, dtype=torch.float64) ** 3
+        page = _page(site, values[:, chosen.units], concept, torch.ones(120), change, matter, held, chosen.control)
+        beyond.append(page.acts.double().mean())
+    shares = torch.stack(beyond)
+    assert abs(float(shares.mean()) - page.tail) <= 4 * float(shares.std()) / 150**0.5
+
+
+def test_what_the_gradient_says_is_the_effect_where_all_is_linear() -> None:
+    net, matter = wide()
+    site = Site("2", "b u")
+    samples = torch.arange(40)
+
+    class Plain(atlas.Images):
+        def outcome(self, output: Tensor, index: Tensor) -> Tensor:
+            return output.gather(1, self.labels[index][:, None]).squeeze(1)
+
+    plain = Plain(matter.images, matter.labels)
+    found = attribution(net, plain, samples, [site])[site]
+    exact = -unit_effects(
+        net, [plain.batch(samples)], site, lambda out, _: plain.outcome(out, samples.repeat(len(out) // 40))
+    )[site]
+    for concept in (0, 1):
+        assert torch.allclose(found[concept], exact[:, plain.labels[samples] == concept].mean(1), atol=1e-5)
+
+
+def test_too_few_units_for_controls_are_refused() -> None:
+    net, matter = wide()
+    with pytest.raises(RangeError, match="at least 80"):
+        atlas.build(net, matter, units=79)
+
+
+def test_blocks_before_a_unit_are_not_run_again(tiny) -> None:
+    model, _ = tiny("llama")
+    site = px.sites.mlp(model)[-1]
+    batch = {"input_ids": torch.randint(3, 20, (3, 4))}
+    calls = []
+    handle = model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    found = unit_effects(model, [batch], site, lambda out, _: out.logits[:, -1, 5], rows=3)[site]
+    handle.remove()
+    assert len(calls) == 2  # to measure the sites, and once as it is; not once for each unit
+    with torch.no_grad():
+        before = model(**batch).logits[:, -1, 5]
+        for unit in range(len(found)):
+            with px.edit.scale(model, px.units.Neurons.of({site: len(found)}, {site: [unit]}), 0.0):
+                change = model(**batch).logits[:, -1, 5] - before
+            assert torch.allclose(found[unit], change.double(), atol=1e-6)
 
 
 def test_a_site_of_few_units_has_no_actors_and_says_so(tmp_path) -> None:

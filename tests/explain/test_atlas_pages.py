@@ -51,6 +51,30 @@ def pages(folder: Path, strength: float = 4.0, beside: float = 0.0) -> Path:
     return atlas.write(atlas.build(Two(strength, beside), matter, sites, featured=4), folder)
 
 
+def test_units_keep_their_numbers_where_not_all_were_measured(tmp_path) -> None:
+    labels = torch.arange(80) % 2
+    values = 0.05 * torch.rand(80, 200, generator=torch.Generator().manual_seed(3))
+    values[:, 150] += labels == 0
+    values[:, 160] += labels == 1
+    net = nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(200, 2))
+    with torch.no_grad():
+        net[2].weight.zero_()
+        net[2].weight[0, 150] = net[2].weight[1, 160] = 4.0
+    found = atlas.build(
+        net, atlas.Images(values.reshape(80, 1, 10, 20), labels), Site("1", "b u"), featured=2, units=80
+    )
+    index = atlas.write(found, tmp_path / "some")
+    front = drawn(index)
+    assert "80 of 200 units at 1 sites" in front
+    assert "Not all 200 units were switched off" in front
+    unit = drawn(index, "#/unit/0/160")
+    assert "Unit 160 of" in unit
+    assert "It tells its concept apart and is needed for it." in unit
+    assert "× 0.5" in unit  # its own dose curve
+    control = int(found.pages[0].units[found.pages[0].control][0])
+    assert "measured as a control" in drawn(index, f"#/unit/0/{control}")
+
+
 def test_a_unit_is_needed_only_where_answers_change(tmp_path) -> None:
     assert "It tells its concept apart and is needed for it." in drawn(pages(tmp_path / "strong"), "#/unit/1/0")
     weak = drawn(pages(tmp_path / "weak", 1e-2, 4.0), "#/unit/1/0")

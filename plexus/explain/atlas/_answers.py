@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from plexus.errors import RangeError
-from plexus.explain._sweep import Cell, sweep
+from plexus.explain._sweep import Cell, kept_prefix, sweep
 from plexus.explain.atlas._matter import Matter
 from plexus.probe._batches import run
 from plexus.probe._progress import tracked
 from plexus.probe._quiet import quiet
-from plexus.units import Site, sites
+from plexus.units import Site
 
 VISIBLE = 0.01  # a smaller drop of the probability of right answers nobody would see
+LOGITS = 2**29  # bytes of logits that a pass may give: a large vocabulary at every token soon takes more than the model
 
 
 class Answers(NamedTuple):
@@ -33,8 +34,22 @@ class Answers(NamedTuple):
     lost: Tensor
 
 
-def untouched(model: nn.Module, matter: Matter, indices: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """The outcome of each sample without any edit, and whether the most probable answer is right.
+class Untouched(NamedTuple):
+    """The model as it is.
+
+    Attributes:
+        outcome: of each sample, `[sample]`.
+        right: whether its most probable answer is right; None where there are no answers.
+        rows: how many rows of samples a pass may have, so that their logits fit into `LOGITS` bytes.
+    """
+
+    outcome: Tensor
+    right: Tensor | None
+    rows: int
+
+
+def untouched(model: nn.Module, matter: Matter, indices: Sequence[Tensor], rows: int) -> Untouched:
+    """The outcome of each sample without any edit.
 
     Raises:
         RangeError: an outcome is not finite.
@@ -45,37 +60,60 @@ def untouched(model: nn.Module, matter: Matter, indices: Sequence[Tensor]) -> tu
             output = run(model, matter.batch(index), None, None)
             outcomes.append(matter.outcome(output, index).double().cpu())
             right.append(matter.right(output, index))
-    return finite(torch.cat(outcomes), "the model"), _joined(right, 0)
+            logits = getattr(output, "logits", output)
+            if isinstance(logits, Tensor):
+                rows = min(rows, max(1, LOGITS * len(index) // (logits.numel() * logits.element_size())))
+    return Untouched(finite(torch.cat(outcomes), "the model"), _joined(right, 0), rows)
+
+
+class Without(NamedTuple):
+    """A model without each of some units of a site, `[unit, sample]`.
+
+    Attributes:
+        outcome: of each sample.
+        right: whether its most probable answer is right; None where there are no answers.
+    """
+
+    outcome: Tensor
+    right: Tensor | None
 
 
 def switched_off(
-    model: nn.Module, matter: Matter, indices: Sequence[Tensor], site: Site, rows: int
-) -> tuple[Tensor, Tensor | None]:
-    """Without each unit: the outcome of each sample and whether its most probable answer is right, `[unit, sample]`.
+    model: nn.Module, matter: Matter, indices: Sequence[Tensor], units: Mapping[Site, Tensor], rows: int
+) -> dict[Site, Without]:
+    """The outcomes of samples without each of these units, one at a time.
 
     Raises:
         RangeError: an outcome is not finite.
     """
-    units = sites.measure(model, matter.batch(indices[0]), [site])[site]
-    cells = [Cell(unit, 0.0) for unit in range(units)]
-    outcomes, right = [], []
-    for index in tracked(indices, "units switched one by one", len(indices), None):
+    found: dict[Site, list[Without]] = {site: [] for site in units}
+    steps = [(index, site) for index in indices for site in units]
+    prefix, last = None, None
+    for index, site in tracked(steps, "units switched off one by one", len(steps), None):
+        if index is not last:
+            batch, last = matter.batch(index), index
+            prefix, _ = kept_prefix(model, batch, list(units))
+        cells = [Cell(int(unit), 0.0) for unit in units[site]]
         each, hits = [], []
-        for part, output in sweep(model, matter.batch(index), site, cells, rows=rows):
+        for part, output in sweep(model, batch, site, cells, rows=rows, prefix=prefix):
             copies = index.repeat(len(part))
             each.append(matter.outcome(output, copies).double().cpu().reshape(len(part), -1))
             hit = matter.right(output, copies)
             hits.append(None if hit is None else hit.reshape(len(part), -1))
-        outcomes.append(torch.cat(each))
-        right.append(_joined(hits, 0))
-    return finite(torch.cat(outcomes, 1), f"the model without a unit of {site.path!r}"), _joined(right, 1)
+        found[site].append(Without(torch.cat(each), _joined(hits, 0)))
+    return {
+        site: Without(
+            finite(torch.cat([part.outcome for part in parts], 1), f"the model without a unit of {site.path!r}"),
+            _joined([part.right for part in parts], 1),
+        )
+        for site, parts in found.items()
+    }
 
 
 def answers(
     before: Tensor,
     right: Tensor | None,
-    without: Tensor,
-    still: Tensor | None,
+    without: Without,
     concept: Tensor,
     matter: Matter,
     held: Tensor,
@@ -84,17 +122,17 @@ def answers(
 
     Args:
         before: outcome of each sample, `[sample]`. right: whether its most probable answer is right.
-        without: outcomes without each unit, `[unit, sample]`. still: whether the answers are right then.
+        without: what becomes of the samples to judge by without each unit.
         concept: number of each unit's concept.
         matter: what the model was shown.
         held: the samples to judge by, bool `[sample]`.
     """
     of = torch.nn.functional.one_hot(matter.labels[held], len(matter.concepts)).double()
     share = (of / of.sum(0))[:, concept].T  # of each sample in the mean of a unit's concept, [unit, sample]
-    probability, left = (share * before[held].exp()).sum(1), (share * without[:, held].exp()).sum(1)
-    if right is None or still is None:
+    probability, left = (share * before[held].exp()).sum(1), (share * without.outcome.exp()).sum(1)
+    if right is None or without.right is None:
         return Answers(probability, left, torch.zeros_like(left))
-    return Answers(probability, left, (share * (right[held].double() - still[:, held].double())).sum(1))
+    return Answers(probability, left, (share * (right[held].double() - without.right.double())).sum(1))
 
 
 def finite(outcomes: Tensor, what: str) -> Tensor:

@@ -29,13 +29,14 @@ class Band(NamedTuple):
     tail: float
 
 
-def band(mean: Tensor, by_concept: Tensor, concept: Tensor) -> Band:
+def band(mean: Tensor, by_concept: Tensor, concept: Tensor, control: Tensor | None = None) -> Band:
     """The bands of the units of one site.
 
     Args:
         mean: mean response, `[unit]`.
         by_concept: effects, `[concept, unit]`.
         concept: number of each unit's concept, `[unit]`.
+        control: which units others may be matched with, bool `[unit]`; by default all.
 
     Examples:
         >>> small = band(torch.arange(6.0), torch.rand(1, 6), torch.zeros(6, dtype=torch.int64))
@@ -43,10 +44,12 @@ def band(mean: Tensor, by_concept: Tensor, concept: Tensor) -> Band:
         >>> small.tail, float(small.edge[0]), large.tail
         (0.0, inf, 0.025)
     """
-    count = min(MATCHED, len(mean) - 1)
+    count = min(MATCHED, (len(mean) if control is None else int(control.sum())) - 1)
     tail = 1 / (count + 1)
     if tail > MOST_BY_CHANCE:
         return Band(torch.full((len(mean),), torch.inf, dtype=by_concept.dtype), 0.0)
     away = (mean[:, None] - mean).abs().fill_diagonal_(torch.inf)
+    if control is not None:
+        away[:, ~control] = torch.inf
     matched = away.topk(count, largest=False).indices
     return Band(by_concept[concept[:, None], matched].amax(1).clamp(min=0), tail)

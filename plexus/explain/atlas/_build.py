@@ -21,6 +21,7 @@ from plexus.errors import RangeError, ShapeError
 from plexus.explain._sweep import Cell, sweep
 from plexus.explain.atlas._answers import VISIBLE, Answers, answers, finite, switched_off, untouched
 from plexus.explain.atlas._band import band
+from plexus.explain.atlas._choice import attribution, choose, everything
 from plexus.explain.atlas._matter import Matter
 from plexus.explain.atlas._sites import default_sites, refuse_routed
 from plexus.probe import record, stream
@@ -66,10 +67,13 @@ class Dose:
 
 @dataclass(eq=False)
 class Page:
-    """One site of the atlas; arrays are `[unit]` unless said otherwise.
+    """One site of the atlas; arrays are `[unit]` over the measured units unless said otherwise.
 
     Attributes:
         site: the place.
+        size: how many units it has.
+        units: the numbers of those that were measured.
+        control: which of them stand beside the others; all where the whole site was measured.
         concept: number of each unit's concept.
         selectivity: AUROC for it, on samples that did not choose it.
         effect: nats lost on that concept's answers without the unit; positive when the unit helps.
@@ -80,11 +84,14 @@ class Page:
         name: of the layer whose units they are; the site may lie behind its nonlinearity.
         answers: what becomes of the right answers.
         exemplars: per unit the samples that drive it most.
-        doses: unit to its dose curve, for the units shown in full.
-        probes: unit to the samples that its doses were tried on.
+        doses: place among the measured units to its dose curve, for the units shown in full.
+        probes: place to the samples that its doses were tried on.
     """
 
     site: Site
+    size: int
+    units: Tensor
+    control: Tensor
     concept: Tensor
     selectivity: Tensor
     effect: Tensor
@@ -97,6 +104,10 @@ class Page:
     exemplars: list[list[Exemplar]] = field(default_factory=list)
     doses: dict[int, list[Dose]] = field(default_factory=dict)
     probes: dict[int, list[int]] = field(default_factory=dict)
+
+    def over_site(self, values: Tensor) -> Tensor:
+        """Values of the measured units as an array over all units of the site, NaN for the others."""
+        return torch.full((self.size,), torch.nan, dtype=values.dtype).index_copy(0, self.units, values)
 
     @property
     def acts(self) -> Tensor:
@@ -120,6 +131,7 @@ class Atlas:
         title: of the model.
         matter: what the model was shown.
         pages: one per site.
+        total: how many units the model has at all sites that were looked at, measured or not.
         accuracy: how often the model's most probable answer is right (of an answer of several tokens: the first one),
             where there are answers; else None.
     """
@@ -127,17 +139,18 @@ class Atlas:
     title: str
     matter: Matter
     pages: list[Page]
+    total: int
     accuracy: float | None = None
 
     @property
     def selectivity(self) -> Scores:
-        """AUROC of each unit for its own concept."""
-        return Scores({page.site: page.selectivity for page in self.pages}, name="selectivity")
+        """AUROC of each unit for its own concept; NaN for units that were not measured."""
+        return Scores({page.site: page.over_site(page.selectivity) for page in self.pages}, name="selectivity")
 
     @property
     def effect(self) -> Scores:
-        """Nats lost on its own concept without the unit."""
-        return Scores({page.site: page.effect for page in self.pages}, name="effect")
+        """Nats lost on its own concept without the unit; NaN for units that were not measured."""
+        return Scores({page.site: page.over_site(page.effect) for page in self.pages}, name="effect")
 
     def __repr__(self) -> str:
         units = sum(len(page.effect) for page in self.pages)
@@ -145,8 +158,9 @@ class Atlas:
         matters = sum(int((page.acts & page.visible).sum()) for page in self.pages)
         chance = sum(page.tail * len(page.effect) for page in self.pages)
         small = sum(len(page.effect) for page in self.pages if not page.tail)
+        measured = f"{units} units" if units == self.total else f"{units} of {self.total} units"
         return (
-            f"Atlas of {self.title}: {units} units at {len(self.pages)} site(s), {len(self.matter.concepts)} concepts; "
+            f"Atlas of {self.title}: {measured} at {len(self.pages)} site(s), {len(self.matter.concepts)} concepts; "
             f"{acting} act beyond matched random units (about {chance:.1f} by chance), {matters} of them visibly"
             + (f"; {small} are at sites of too few units to tell" if small else "")
         )
@@ -158,6 +172,7 @@ def build(
     at: Site | Sequence[Site] | None = None,
     *,
     title: str | None = None,
+    units: int | None = None,
     exemplars: int = 6,
     doses: Sequence[float] = (0.0, 0.5, 1.0, 2.0, 4.0),
     featured: int = 100,
@@ -173,11 +188,14 @@ def build(
         at: the sites; by default the hidden units of a language model's MLPs, or those of all convolutions and linear
             layers but the last, behind their nonlinearity where they have one.
         title: of the pages (default: the model's class).
+        units: how many units to measure at most, of a model that has more: those that tell a concept apart best or on
+            which right answers depend most by their gradient, and 40 controls at each of their sites; at least 80.
         exemplars: samples shown per unit.
         doses: factors of the dose curves; 1, which leaves the unit alone, is always among them.
         featured: how many units get a dose curve: those that act most and those most selective.
         probes: samples that a dose curve shows answers for.
-        batch: samples per pass. rows: rows per pass when units are switched one by one.
+        batch: samples per pass. rows: rows per pass when units are switched one by one; fewer where their logits would
+            take more than half a gigabyte.
 
     Raises:
         SiteError: no sites can be found by default, or one sees only some samples. ShapeError: fewer than two concepts,
@@ -217,20 +235,38 @@ def build(
     batches = [matter.batch(index) for index in indices]
     seen = record(model, batches, at=chosen, pool=matter.pool)
     first = _halves(matter.labels)
-    before, right = untouched(model, matter, indices)
+    before, right, rows = untouched(model, matter, indices, rows)
+    values = {site: _flat(seen[site]) for site in chosen}
+    areas = {site: _area(site, values[site][first], matter, first) for site in chosen}
+    sizes = {site: each.shape[1] for site, each in values.items()}
+    total = sum(sizes.values())
+    measured = everything(sizes)
+    if units is not None and units < total:
+        picked = {site: area.argmax(0, keepdim=True) for site, area in areas.items()}
+        lost = attribution(model, matter, first.nonzero().squeeze(1), chosen)
+        measured = choose(
+            {site: area.amax(0) for site, area in areas.items()},
+            {site: lost[site].gather(0, picked[site]).squeeze(0) for site in chosen},
+            {site: each.double().mean(0) for site, each in values.items()},
+            units,
+        )
+    held = (~first).nonzero().squeeze(1)
+    without = switched_off(
+        model, matter, list(held.split(batch)), {site: each.units for site, each in measured.items()}, rows
+    )
     pages = []
-    for site in chosen:
-        values = _flat(seen[site])
-        concept = _area(site, values[first], matter, first).argmax(0)
+    for site, (numbers, control) in measured.items():
+        concept = areas[site][:, numbers].argmax(0)
+        own = values[site][:, numbers]
         # the two kinds of numbers come from the half that did not choose the concept
-        selectivity = _area(site, values[~first], matter, ~first).gather(0, concept[None]).squeeze(0)
-        without, still = switched_off(model, matter, indices, site, rows)
-        page = _page(site, values, concept, selectivity, without - before, matter, ~first)
-        page.name = names[site]
-        page.answers = answers(before, right, without, still, concept, matter, ~first)
+        selectivity = _area(site, own[~first], matter, ~first).gather(0, concept[None]).squeeze(0)
+        change = without[site].outcome - before[held]
+        page = _page(site, own, concept, selectivity, change, matter, ~first, control)
+        page.size, page.units, page.name = sizes[site], numbers, names[site]
+        page.answers = answers(before, right, without[site], concept, matter, ~first)
         pages.append(page)
     accuracy = None if right is None else float(right.double().mean())
-    found = Atlas(title or type(model).__name__, matter, pages, accuracy)
+    found = Atlas(title or type(model).__name__, matter, pages, total, accuracy)
     _add_exemplars(found, model, seen, exemplars, batch)
     _add_doses(found, model, tuple(sorted({*doses, 1.0})), featured, probes, before, ~first, rows)
     return found
@@ -257,21 +293,32 @@ def _area(site: Site, values: Tensor, matter: Matter, which: Tensor) -> Tensor:
 
 
 def _page(
-    site: Site, values: Tensor, concept: Tensor, selectivity: Tensor, change: Tensor, matter: Matter, held: Tensor
+    site: Site,
+    values: Tensor,
+    concept: Tensor,
+    selectivity: Tensor,
+    change: Tensor,
+    matter: Matter,
+    held: Tensor,
+    control: Tensor | None = None,
 ) -> Page:
+    """The page of some units from `values` on all samples and the `change` of each held-out one without each unit."""
     members = torch.nn.functional.one_hot(matter.labels[held], len(matter.concepts)).double()
-    lost = -change[:, held]
+    lost = -change
     by_concept = (members / members.sum(0)).T @ lost.T
     effect = by_concept.gather(0, concept[None]).squeeze(0)
     rest = 1 - members[:, concept].T
     others = (lost * rest).sum(1) / rest.sum(1)
-    edge, tail = band(values.double().mean(0), by_concept, concept)
-    return Page(site, concept, selectivity, effect, others, by_concept, edge, tail)
+    control = torch.ones_like(concept, dtype=torch.bool) if control is None else control
+    edge, tail = band(values.double().mean(0), by_concept, concept, control)
+    everyone = torch.arange(len(concept))
+    return Page(site, len(concept), everyone, control, concept, selectivity, effect, others, by_concept, edge, tail)
 
 
 def _add_exemplars(atlas: Atlas, model: nn.Module, seen: Recording, count: int, batch: int) -> None:
     """For each unit the samples with the largest responses, and where in them the unit is active."""
-    best = {page.site: _flat(seen[page.site]).topk(min(count, seen.samples), dim=0) for page in atlas.pages}
+    units = {page.site: page.units for page in atlas.pages}
+    best = {site: _flat(seen[site])[:, own].topk(min(count, seen.samples), dim=0) for site, own in units.items()}
     used = torch.cat([top.indices.flatten() for top in best.values()]).unique()
     where: dict[tuple[Site, int], Tensor] = {}
     wanted = {site: top.indices for site, top in best.items()}
@@ -281,7 +328,7 @@ def _add_exemplars(atlas: Atlas, model: nn.Module, seen: Recording, count: int, 
     for part, piece in zip(parts, pieces, strict=True):
         for site, indices in wanted.items():
             table = piece.table[site]
-            values = _flat(piece[site])
+            values = _flat(piece[site])[:, units[site]]
             for row, sample in enumerate(part.tolist()):
                 where[site, sample] = values[table.sample == row]
                 for unit in (indices == sample).any(0).nonzero().squeeze(1).tolist():
@@ -330,11 +377,15 @@ def _add_doses(
         index = torch.cat([own, other, torch.tensor(shown)])
         curve = []
         for cells, output in sweep(
-            model, atlas.matter.batch(index), page.site, [Cell(unit, dose) for dose in doses], rows=rows
+            model,
+            atlas.matter.batch(index),
+            page.site,
+            [Cell(int(page.units[unit]), dose) for dose in doses],
+            rows=rows,
         ):
             outcome = finite(
                 atlas.matter.outcome(output, index.repeat(len(cells))).double().cpu(),
-                f"the model with unit {unit} of {page.site.path!r} turned down or up",
+                f"the model with unit {page.units[unit]} of {page.site.path!r} turned down or up",
             )
             hits = atlas.matter.right(output, index.repeat(len(cells)))
             change = outcome.reshape(len(cells), -1) - before[index]

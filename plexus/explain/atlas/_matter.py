@@ -184,9 +184,11 @@ class Texts:
         return padded(chosen, int(self.tokenizer.pad_token_id), "left")
 
     def outcome(self, output: Any, index: Tensor) -> Tensor:
-        scores = _logits(output).float().log_softmax(-1)
+        logits = _logits(output)
         if self.answers is not None:
-            return scores[:, -1].gather(1, self.first[index].to(scores.device)[:, None]).squeeze(1)
+            scores = logits[:, -1].float().log_softmax(-1)
+            return scores.gather(1, self.first[index].to(scores.device)[:, None]).squeeze(1)
+        scores = logits.float().log_softmax(-1)
         batch = self.batch(index)
         targets, real = batch["input_ids"][:, 1:].to(scores.device), batch["attention_mask"][:, :-1].to(scores.device)
         each = scores[:, :-1].gather(2, targets[..., None]).squeeze(2) * real

@@ -99,6 +99,7 @@ def _front(atlas: Atlas) -> dict[str, Any]:
         "kind": atlas.matter.kind,
         "concepts": list(atlas.matter.concepts),
         "samples": len(atlas.matter.labels),
+        "total": atlas.total,
         "accuracy": atlas.accuracy,
         "matched": MATCHED,
         "fewest": round(1 / MOST_BY_CHANCE),
@@ -107,6 +108,8 @@ def _front(atlas: Atlas) -> dict[str, Any]:
             {
                 "name": name,
                 "path": str(page.site),
+                "units": page.units.tolist(),
+                "control": page.control.int().tolist() if len(page.units) < page.size else None,
                 "concept": page.concept.tolist(),
                 "selectivity": _short(page.selectivity),
                 "effect": _short(page.effect),

@@ -28,11 +28,11 @@ const atlas = (() => {
     delete waiting[name];
   }
 
-  function block(site, unit, go) {
-    const number = Math.floor(unit / front.block), name = `${site}/${number}`;
-    if (store[name]) return go(store[name][unit]);
+  function block(site, at, go) {
+    const number = Math.floor(at / front.block), name = `${site}/${number}`;
+    if (store[name]) return go(store[name][at]);
     const first = !waiting[name];
-    (waiting[name] = waiting[name] || []).push((value) => go(value[unit]));
+    (waiting[name] = waiting[name] || []).push((value) => go(value[at]));
     if (first) document.body.append(make("script", { src: `units-${site}-${number}.js` }));
   }
 
@@ -274,12 +274,13 @@ const atlas = (() => {
   function showUnit(dot) {
     chosen = dot;
     draw();
-    block(dot.site, dot.unit, (unit) => {
+    block(dot.site, dot.at, (unit) => {
       const place = front.sites[dot.site];
       $("unit").replaceChildren(
         make("h2", {}, `Unit ${dot.unit} of ${place.name}`),
         make("p", { class: "note" }, `read at ${place.path}`),
         make("p", { class: "lead" }, `Concept “${front.concepts[dot.concept]}”. ${sentence(dot)}`),
+        dot.control ? make("p", { class: "note" }, "It was measured as a control, because it responds as much as a unit that was chosen.") : "",
         make("div", { class: "facts" },
           make("div", {}, make("b", {}, dot.selectivity.toFixed(3)), make("span", {}, "selectivity (AUROC)")),
           make("div", {}, make("b", {}, nats(dot.effect)), make("span", {}, "nats lost without it")),
@@ -304,7 +305,7 @@ const atlas = (() => {
         make("div", {}, make("i", { class: "dot", style: `background: var(--${kind(d)})` }),
           `${front.sites[d.site].name} #${d.unit}: ${front.concepts[d.concept]}`),
         make("div", { class: "axis" }, `AUROC ${d.selectivity.toFixed(2)}, ${nats(d.effect)} nats`));
-      block(d.site, d.unit, (unit) => card.append(exemplars(unit.best, front.kind === "texts" ? 2 : 4)));
+      block(d.site, d.at, (unit) => card.append(exemplars(unit.best, front.kind === "texts" ? 2 : 4)));
       grid.append(card);
     }
     const more = list.length > shownCards
@@ -366,19 +367,22 @@ const atlas = (() => {
 
   function start() {
     front = store.front;
-    front.sites.forEach((site, number) => site.effect.forEach((effect, unit) => dots.push({
-      site: number, unit, effect, concept: site.concept[unit], selectivity: site.selectivity[unit],
-      others: site.others[unit], edge: site.edge ? site.edge[unit] : null, acts: site.acts[unit] === 1, visible: site.visible[unit] === 1,
+    front.sites.forEach((site, number) => site.effect.forEach((effect, at) => dots.push({
+      site: number, at, unit: site.units[at], effect, concept: site.concept[at], selectivity: site.selectivity[at],
+      others: site.others[at], edge: site.edge ? site.edge[at] : null, acts: site.acts[at] === 1, visible: site.visible[at] === 1,
+      control: site.control !== null && site.control[at] === 1,
     })));
     const right = front.accuracy === null ? "" : ` ${front.kind === "texts" ? "The first token that it answers" : "Its answer"} is right for ${percent(front.accuracy)} of them.`;
-    $("summary").textContent = `${dots.length} units at ${front.sites.length} sites, shown ${front.samples} samples of ${
+    const some = dots.length < front.total;
+    $("summary").textContent = `${dots.length}${some ? ` of ${front.total}` : ""} units at ${front.sites.length} sites, shown ${front.samples} samples of ${
       front.concepts.length} concepts.${right}`;
     $("site").append(make("option", { value: "" }, "all"), ...front.sites.map((s, i) => make("option", { value: i }, s.name)));
     $("concept").append(make("option", { value: "" }, "all"), ...front.concepts.map((c, i) => make("option", { value: i }, c)));
     $("method").append(
+      some ? make("p", {}, `Not all ${front.total} units were switched off: only those that, on one half of the samples, tell a concept apart best or on which its right answers depend most by their gradient, at the sites that have most of them; and beside them, as controls, units of the same sites with the nearest mean responses.`) : "",
       make("p", {}, "A unit's concept is the one that its response tells apart best on one half of the samples; selectivity and effect are measured on the other half."),
       make("p", {}, "The effect is the mean drop of the log-probability of the right answer, over samples of the concept, when the unit alone is multiplied by 0."),
-      make("p", {}, `A unit's band ends at the largest effect, on its own concept, of the ${front.matched} units of its site whose mean response is most similar (of all others, where there are fewer), and not below 0. Of so many units alike in everything each is as likely to be the first, so chance alone puts this share beyond its band: ${chances()}. Sites of fewer than ${front.fewest} units have no band.`),
+      make("p", {}, `A unit's band ends at the largest effect, on its own concept, of the ${front.matched} ${some ? "controls" : "units"} of its site whose mean response is most similar (of all others, where there are fewer), and not below 0. Of so many units alike in everything each is as likely to be the first, so chance alone puts this share beyond its band: ${chances()}. Sites of fewer than ${front.fewest} units have no band.`),
       make("p", {}, `“Detects” means an AUROC of at least ${DETECTS}. ${front.accuracy === null ? "Too small to see means that" : "Too small to change an answer means that no right answer is lost and"} their mean probability falls by less than one hundredth.`),
       front.kind === "texts" && front.accuracy !== null ? make("p", {}, "Of an answer of several tokens the first one counts.") : "",
     );
