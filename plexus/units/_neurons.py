@@ -291,11 +291,12 @@ class Neurons:
     def __repr__(self) -> str:
         units, sites = counted(sum(self.sizes.values()), "unit"), counted(len(self._masks), "site")
         lines = [f"Neurons: {len(self)} of {units} at {sites}"]
-        for site, count in list(self.counts.items())[:12]:
+        filled = {site: count for site, count in self.counts.items() if count}
+        for site, count in list(filled.items())[:12]:
             chosen = ", ".join(map(str, self.indices(site)[:8].tolist())) + (", …" if count > 8 else "")
-            lines.append(f"  {site}: {count} of {len(self._masks[site])}" + (f" ({chosen})" if count else ""))
-        if len(self._masks) > 12:
-            lines.append(f"  … and {len(self._masks) - 12} sites more")
+            lines.append(f"  {site}: {count} of {len(self._masks[site])} ({chosen})")
+        if len(filled) > 12:
+            lines.append(f"  … and {len(filled) - 12} sites more")
         return "\n".join(lines)
 
     def _at(self, site: Site) -> Tensor:

@@ -59,7 +59,7 @@ class _Axis(NamedTuple):
         return any(factor.name == "u" for factor in self.factors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Site:
     """A place in a model: a module, one side of it, one tensor there, and what its dimensions mean.
 
@@ -268,6 +268,10 @@ class Site:
             except TypeError:
                 raise FormatError("the part of a site is two numbers", given=given["part"]) from None
         return cls(**given)
+
+    def __repr__(self) -> str:
+        kept = [f"{f.name}={value!r}" for f in fields(self)[1:] if (value := getattr(self, f.name)) != f.default]
+        return f"Site({', '.join([repr(self.path), *kept])})"
 
     def __str__(self) -> str:
         marks = [f"leaf={self.leaf}" if self.leaf is not None else "", f"call={self.call}" * (self.call is not None)]

@@ -313,7 +313,7 @@ class Finder:
         Examples:
             >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
             >>> sites.measure(model, torch.zeros(1, 4), at=[Site("1")])
-            {Site(path='1', axes='b ... u', at='output', leaf=None, call=None, part=None, where='loop'): 8}
+            {Site('1'): 8}
         """
         named = dict(walk(model))
         asked = (

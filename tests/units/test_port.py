@@ -35,13 +35,13 @@ def by_hand(port: Port, z: list[float]) -> list[float]:
 @settings(deadline=None)
 @given(ports(), st.lists(st.floats(-1e3, 1e3) | st.sampled_from([float("inf"), float("-inf")]), min_size=3, max_size=3))
 def test_apply_is_the_clipped_affine_map(port: Port, z: list[float]) -> None:
-    assert port.apply(torch.tensor(z).double()).tolist() == pytest.approx(by_hand(port, z))
+    assert port.apply(torch.tensor(z, dtype=torch.float64)).tolist() == pytest.approx(by_hand(port, z))
 
 
 @settings(deadline=None)
 @given(ports(), ports(), ports(), st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3))
 def test_composition_is_one_after_the_other(a: Port, b: Port, c: Port, z: list[float]) -> None:
-    x = torch.tensor(z).double()
+    x = torch.tensor(z, dtype=torch.float64)
     expected = c.apply(b.apply(a.apply(x)))
     torch.testing.assert_close(a.then(b).then(c).apply(x), expected)
     torch.testing.assert_close(a.then(b.then(c)).apply(x), expected)
@@ -50,7 +50,7 @@ def test_composition_is_one_after_the_other(a: Port, b: Port, c: Port, z: list[f
 @settings(deadline=None)
 @given(ports(), st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3))
 def test_dense_fields_do_the_same(port: Port, z: list[float]) -> None:
-    x = torch.tensor(z).double()
+    x = torch.tensor(z, dtype=torch.float64)
     gain, bias, low, high = port.dense(3, x)
     torch.testing.assert_close(torch.minimum(torch.maximum(gain * x + bias, low), high), port.apply(x))
 

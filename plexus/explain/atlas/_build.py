@@ -209,7 +209,7 @@ def build(
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
         >>> found = atlas.build(net, atlas.Images(digits.x, digits.y), featured=2)
         >>> found.effect.sizes
-        {Site(path='2', axes='b ... u', at='output', leaf=None, call=None, part=None, where='loop'): 8}
+        {Site('2'): 8}
     """
     for name, value in (("exemplars", exemplars), ("batch", batch), ("rows", rows), ("probes", probes)):
         if value < 1:
