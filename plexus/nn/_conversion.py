@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnsupportedError
+from plexus.nn._evaluating import evaluating
 from plexus.nn._sequential import Sequential
 from plexus.nn.neurons._signed_if import SignedIF
 
@@ -126,13 +127,10 @@ def quantise_activations(model: nn.Module, levels: int = 4, *, batch: Tensor | N
         setattr(model.get_submodule(parent), leaf, made[id(old)])
     if batch is not None:
         hooks = [new.register_forward_pre_hook(lambda m, inputs: m.initialise_(inputs[0])) for new in made.values()]
-        training = model.training
         try:
-            model.eval()
-            with torch.no_grad():
+            with evaluating(model), torch.no_grad():
                 model(batch)
         finally:
-            model.train(training)
             for hook in hooks:
                 hook.remove()
     return model

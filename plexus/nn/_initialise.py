@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnsupportedError
+from plexus.nn._evaluating import evaluating
 from plexus.nn._sequential import Sequential, Stateful
 from plexus.nn.neurons import LIF
 
@@ -120,11 +121,9 @@ def init_firing_(
     """
     if not 0.0 < rate < 1.0:
         raise RangeError("the wanted rate is not a probability", given=rate, expected="in (0, 1)")
-    training = network.training
-    network.eval()
-    try:
-        reached: dict[str, float] = {}
-        segment: list[tuple[str, nn.Module]] = []
+    reached: dict[str, float] = {}
+    segment: list[tuple[str, nn.Module]] = []
+    with evaluating(network):
         for name, layer in network.named_children():
             segment.append((name, layer))
             if isinstance(layer, Stateful) and getattr(layer, "activity", None) == "spiking":
@@ -134,9 +133,7 @@ def init_firing_(
                 reached[name] = _scale(name, segment, stack, x, rate, tolerance, iterations)
                 x = stack(x)[0]
                 segment = []
-        return reached
-    finally:
-        network.train(training)
+    return reached
 
 
 def _scale(

@@ -174,3 +174,10 @@ def test_what_cannot_be_converted_is_said() -> None:
         SignedIF(3)(torch.zeros(4, 2, 5))
     with pytest.raises(DtypeError):
         SignedIF(3)(torch.zeros(4, 2, 3, dtype=torch.int64))
+
+
+def test_measuring_levels_leaves_frozen_parts_in_their_mode() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 8), nn.ReLU()).train()
+    net[0].eval()
+    made = quantise_activations(net, levels=4, batch=torch.rand(16, 4))
+    assert [module.training for module in made[:2]] == [False, True]

@@ -103,7 +103,7 @@ def choose(
     kept = kept[promising[kept] > 0]
     free = units - CONTROLS * len(kept)
     top = order[torch.isin(number[order], kept)][:free]
-    chosen = {}
+    chosen: dict[Site, Chosen] = {}
     for i in kept.sort().values.tolist():
         site = sites[i]
         picked = within[top[number[top] == i]]

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from plexus.errors import PlexusError, ShapeError, UnsupportedError, require
+from plexus.nn._evaluating import evaluating
 from plexus.nn._sequential import Sequential
 from plexus.nn.interop._graph import GraphNetwork
 from plexus.nn.interop._nir_layers import EXPORTS, Shape, refusal
@@ -116,13 +117,10 @@ class Export:
             self.shapes.setdefault(module, tuple(x.shape[1:] if folded else x.shape[2:]))
 
         hooks = [module.register_forward_pre_hook(note) for module in model.modules()]
-        training = model.training
         try:
-            model.eval()
-            with torch.no_grad():
+            with evaluating(model), torch.no_grad():
                 model(example[:1, :1])
         finally:
-            model.train(training)
             for hook in hooks:
                 hook.remove()
 
