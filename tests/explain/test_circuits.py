@@ -537,13 +537,67 @@ def test_faithfulness_of_a_planted_circuit_and_its_control():
     assert found.faithfulness == pytest.approx(2 / 2.18)
     assert found.completeness == pytest.approx(2 / 2.18)  # linear: what the circuit has, the rest lacks
     assert found.faithfulness_null.p <= 0.05
-    assert found.units == (2, 20)
+    assert found.places == (2, 20)
     sham = faithfulness(
         model, Neurons.of({site: 20}, {site: [0, 1]}), torch.ones(3, 20), torch.zeros(3, 20), total, universe
     )
     assert sham.faithfulness_null.p > 0.5
     with pytest.raises(RangeError, match="part of its universe"):
         faithfulness(model, universe, torch.ones(3, 20), torch.zeros(3, 20), total, universe)
+
+
+def test_faithfulness_of_a_circuit_at_positions():
+    """Four tokens of three units; read is unit 1, at a place that differs from pair to pair, and little else."""
+    site, where = Site("0", "b t u"), torch.tensor([0, 2, 3])
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("0", nn.Identity())
+
+        def forward(self, x, place):
+            seen = self.get_submodule("0")(x)
+            weight = torch.full(seen.shape, 0.1)
+            weight[torch.arange(len(seen)), place, 1] = 1.0
+            return (seen * weight).sum((1, 2))
+
+    clean, corrupted = (torch.ones(3, 4, 3), where), (torch.zeros(3, 4, 3), where)
+    named = {"subject": where}
+    found = activation_patching(
+        Reader(), clean, corrupted, site, lambda y, pair: y, per="unit", positions={**named, "first": 0}, control=False
+    )
+    best = Circuit.of(found, 1)
+    assert list(best.nodes) == [Place(site, "subject", 1)]
+    universe = [Place(site, "subject", unit) for unit in range(3)]
+    alone = faithfulness(Reader(), best, clean, corrupted, lambda y, pair: y, universe, n_random=5, positions=named)
+    assert alone.faithfulness == pytest.approx(1 / 1.2)
+    assert alone.completeness == pytest.approx(1 / 1.2)
+    assert alone.places == (1, 3)
+    assert "1 of 3 places" in str(alone)
+    every = [Place(site, position, None) for position in range(4)]
+    token = faithfulness(Reader(), Circuit({every[2]: 1.0}, {}), clean, corrupted, lambda y, pair: y, every, n_random=5)
+    # by hand: of 2.1 in all, the third token has 0.3, and 1.2 in the second pair
+    assert token.faithfulness == pytest.approx((0.3 + 1.2 + 0.3) / 3 / 2.1)
+    assert token.completeness == pytest.approx(token.faithfulness)  # linear
+    units = faithfulness(
+        Reader(),
+        Neurons.of({site: 3}, {site: [1]}),
+        clean,
+        corrupted,
+        lambda y, pair: y,
+        found,
+        n_random=5,
+        positions={**named, "first": 0},
+    )
+    assert units.places == (2, 6)  # the unit at both positions
+    with pytest.raises(UnknownNameError, match="subject"):
+        faithfulness(Reader(), best, clean, corrupted, lambda y, pair: y, universe)
+    with pytest.raises(SiteError, match="lacks a node"):
+        faithfulness(Reader(), best, clean, corrupted, lambda y, pair: y, every)
+    with pytest.raises(RangeError, match="beyond"):
+        faithfulness(
+            Reader(), best, clean, corrupted, lambda y, pair: y, [*universe, Place(site, "subject", 3)], positions=named
+        )
 
 
 # clamps during training

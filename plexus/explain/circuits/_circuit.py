@@ -120,7 +120,7 @@ class Circuit:
                 raise UnsupportedError(
                     "a node at one position is no set of units",
                     given=str(place),
-                    mend="patch with positions='all' for a circuit of units",
+                    mend="patch with positions='all' for units; or give the map to `faithfulness` as its universe",
                 )
             if place.site not in sizes:
                 raise SiteError("the universe lacks a site of the circuit", given=str(place.site))

@@ -1,17 +1,18 @@
 """Does a circuit do what the model does, and is nothing left outside it?
 
-    m(S)           metric of the clean input with every unit of the universe outside S at its corrupted value
+    m(S)           metric of the clean input with every place of the universe outside S at its corrupted value
     faithfulness   (m(C) - m(∅)) / (m(U) - m(∅))             1: the circuit alone does what the model does
     completeness   1 - (m(U \\ C) - m(∅)) / (m(U) - m(∅))     1: without the circuit nothing of it is left
 
-Beside both stand those of random circuits with as many units at each site: in a model that is redundant any large set
-is faithful, and in a fragile one any set is complete.
+A place is a unit, a position, or a unit at a position. Beside both stand those of random circuits with as many places
+at each site: in a model that is redundant any large set is faithful, and in a fragile one any set is complete.
 
 Source: Wang et al. 2023; Marks et al. 2024 (the complement's faithfulness); Miller et al. 2024 (why controls matter).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,20 @@ from torch import Tensor, nn
 
 from plexus.errors import RangeError
 from plexus.explain._measure import check_draws
+from plexus.explain.circuits._cells import Cells, Universe, inside, places_of
 from plexus.explain.circuits._circuit import Circuit
 from plexus.explain.circuits._patching import ROWS
 from plexus.explain.circuits._places import Metric, read_metric
-from plexus.explain.circuits._rows import RowPatch, Rows, check_pairs, held_by, refuse_cache, sizes_of, taken
+from plexus.explain.circuits._rows import (
+    RowPatch,
+    Rows,
+    check_pairs,
+    held_by,
+    lengths_of,
+    refuse_cache,
+    sizes_of,
+    taken,
+)
 from plexus.explain.controls._null import Null, null
 from plexus.probe._batches import Forward, run
 from plexus.probe._quiet import quiet
@@ -38,13 +49,13 @@ class Faithfulness:
         faithfulness: share of the behaviour that the circuit alone has.
         completeness: share of the behaviour that is gone without the circuit.
         controls: both, of random circuits, `[control, 2]`.
-        units: units in the circuit, and in the universe.
+        places: places in the circuit, and in the universe.
     """
 
     faithfulness: float
     completeness: float
     controls: Tensor
-    units: tuple[int, int]
+    places: tuple[int, int]
 
     @property
     def faithfulness_null(self) -> Null:
@@ -57,7 +68,9 @@ class Faithfulness:
         return _above(self.completeness, self.controls[:, 1])
 
     def __str__(self) -> str:
-        lines = [f"{self.units[0]} of {self.units[1]} units; beside {len(self.controls)} random circuits of that size"]
+        lines = [
+            f"{self.places[0]} of {self.places[1]} places; beside {len(self.controls)} random circuits of that size"
+        ]
         for name, value, found in (
             ("faithfulness", self.faithfulness, self.faithfulness_null),
             ("completeness", self.completeness, self.completeness_null),
@@ -72,10 +85,11 @@ def faithfulness(
     clean: Any,
     corrupted: Any,
     metric: Metric,
-    universe: Neurons,
+    universe: Universe,
     n_random: int = 20,
     seed: int = 0,
     *,
+    positions: Mapping[str, int | Tensor] | None = None,
     rows: int = ROWS,
     forward: Forward | None = None,
 ) -> Faithfulness:
@@ -85,12 +99,17 @@ def faithfulness(
         model: any module; as before when this returns.
         circuit: the circuit, or a set of units.
         clean, corrupted, metric, rows, forward: as in `activation_patching`.
-        universe: all units that could belong to the circuit, for instance every head; what lies outside it stays free.
-        n_random: random circuits with as many units at each site, drawn among all units of the universe.
+        universe: all that could belong to the circuit; what lies outside it stays free. A set of units, for instance
+            every head; or the map that the circuit was taken from, or places, where positions count.
+        n_random: random circuits with as many places at each site, drawn among all places of the universe.
         seed: of their draw.
+        positions: the columns of positions by name, as given to `activation_patching`.
 
     Raises:
-        RangeError: an empty circuit, one that is the whole universe, or a universe whose corruption changes nothing.
+        RangeError: an empty circuit, one that is the whole universe, or a universe whose corruption changes nothing;
+            a universe of other sizes than the model's.
+        SiteError: the universe lacks a node of the circuit.
+        UnknownNameError: a position has a name that `positions` lacks.
 
     Examples:
         >>> model = nn.Sequential(nn.Identity(), nn.Linear(4, 1, bias=False))
@@ -105,33 +124,33 @@ def faithfulness(
     check_draws(n_random, seed)
     pairs = check_pairs(clean, corrupted)
     refuse_cache(clean)
-    inside = (circuit.neurons(universe) if isinstance(circuit, Circuit) else circuit.over(universe)) & universe
-    if not len(inside) or len(inside) == len(universe):
+    places = places_of(universe)
+    chosen = inside(circuit, places)
+    size = int(chosen.sum())
+    if size in (0, len(places)):
         raise RangeError(
-            "a circuit is a part of its universe",
-            given=f"{len(inside)} of {len(universe)} units",
-            expected="some of them",
+            "a circuit is a part of its universe", given=f"{size} of {len(places)} places", expected="some of them"
         )
+    sites = list(dict.fromkeys(place.site for place in places))
+    at = torch.tensor([sites.index(place.site) for place in places])
     generator = torch.Generator().manual_seed(int(seed))
-    outside = ~universe
-    random = [inside.random_like(generator, exclude=outside) for _ in range(n_random)]
-    nothing = Neurons.of(universe.sizes, None, universe.model)
-    kept = [universe, nothing, inside, universe - inside]
-    for other in random:
-        kept += [other, universe - other]
-    sites = [site for site, count in universe.counts.items() if count]
+    every = torch.ones_like(chosen)
+    kept = [every, ~every, chosen, ~chosen]
+    for _ in range(n_random):
+        other = _alike(chosen, at, generator)
+        kept += [other, ~other]
     with quiet(model), torch.no_grad():
         held, _ = held_by(model, corrupted, sites, forward)
-        for site, size in sizes_of(held).items():
-            if size != universe.sizes[site]:
-                raise RangeError(f"the universe has another size at {site}", given=universe.sizes[site], expected=size)
+        sizes = sizes_of(held)
+        for site, units in sizes.items():
+            if isinstance(universe, Neurons) and units != universe.sizes[site]:
+                raise RangeError(f"the universe has another size at {site}", given=universe.sizes[site], expected=units)
+        cells = Cells(places, lengths_of(held), sizes, positions, pairs)
         out = torch.empty(len(kept) * pairs, dtype=torch.float64)
         for chunk in torch.arange(len(out)).split(rows):
             which, pair = chunk // pairs, chunk % pairs
-            patches = []
-            for site in sites:
-                gone = torch.stack([universe.mask(site) & ~kept[i].mask(site) for i in which.tolist()])
-                patches.append(RowPatch(site, held[site], Rows(torch.arange(len(chunk)), pair, gone[:, None, :])))
+            gone, row = torch.stack([~kept[i] for i in which.tolist()]), torch.arange(len(chunk))
+            patches = [RowPatch(site, held[site], Rows(row, pair, cells.where(site, gone, pair))) for site in sites]
             with attach(model, patches):
                 output = run(model, taken(clean, pair, pairs), forward, None)
             out[chunk] = read_metric(metric, output, pair)
@@ -141,7 +160,17 @@ def faithfulness(
         raise RangeError("corrupting the whole universe does not change the metric", given=span)
     share = ((mean[2:] - mean[1]) / span).reshape(-1, 2)
     found = torch.stack([share[:, 0], 1 - share[:, 1]], 1)
-    return Faithfulness(float(found[0, 0]), float(found[0, 1]), found[1:], (len(inside), len(universe)))
+    return Faithfulness(float(found[0, 0]), float(found[0, 1]), found[1:], (size, len(places)))
+
+
+def _alike(chosen: Tensor, at: Tensor, generator: torch.Generator) -> Tensor:
+    """As many places at each site, drawn, bool `[place]`."""
+    other = torch.zeros_like(chosen)
+    for site in at.unique():
+        here = (at == site).nonzero().squeeze(1)
+        drawn = torch.randperm(len(here), generator=generator)[: int(chosen[here].sum())]
+        other[here[drawn]] = True
+    return other
 
 
 def _above(value: float, controls: Tensor) -> Null:
