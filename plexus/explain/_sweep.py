@@ -40,6 +40,7 @@ def sweep(
     *,
     rows: int = 1024,
     prefix: Prefix | None = None,
+    among: Tensor | None = None,
 ) -> Iterator[tuple[list[Cell], Any]]:
     """What the model gives for a batch under each of many edits of single units.
 
@@ -50,6 +51,7 @@ def sweep(
         cells: (unit, factor) pairs; factor 0 switches the unit off, 1 changes nothing.
         rows: how many rows of samples a pass may have; it decides how many cells share one.
         prefix: of this model and batch, from `kept_prefix`; the blocks before the site are then not run again.
+        among: where the samples stand in the batch of the prefix, `[sample]`, if that is a larger one.
 
     Yields:
         Some of the cells, and the model's output for them: its rows are the samples of the first cell, then those of
@@ -78,7 +80,9 @@ def sweep(
         spared = (
             contextlib.nullcontext()
             if prefix is None
-            else prefix.skipping(prefix.before(site), torch.arange(samples).repeat(len(part)))
+            else prefix.skipping(
+                prefix.before(site), (torch.arange(samples) if among is None else among).repeat(len(part))
+            )
         )
         with quiet(model), spared, attach(model, [_OneEach(site, part, samples)]):
             output = run(model, _repeated(batch, len(part)), None, None)

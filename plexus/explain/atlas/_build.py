@@ -18,17 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError
-from plexus.explain._sweep import Cell, sweep
-from plexus.explain.atlas._answers import VISIBLE, Answers, answers, finite, switched_off, untouched
+from plexus.explain.atlas._answers import VISIBLE, Answers, answers, switched_off, untouched
 from plexus.explain.atlas._band import band
 from plexus.explain.atlas._choice import attribution, choose, everything
+from plexus.explain.atlas._doses import Dose, add_doses
 from plexus.explain.atlas._matter import Matter
 from plexus.explain.atlas._sites import default_sites, refuse_routed
 from plexus.probe import record, stream
 from plexus.probe.scores import auroc
 from plexus.units import Recording, Scores, Site, Table
-
-MOST = 64  # samples of its concept that a dose curve is measured on
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,25 +42,6 @@ class Exemplar:
     sample: int
     value: float
     place: Any
-
-
-@dataclass(frozen=True, eq=False)
-class Dose:
-    """What happens under one factor of a unit.
-
-    Attributes:
-        factor: what the unit is multiplied by.
-        own: mean change of the outcome on samples of its concept, nats.
-        others: the same on samples of other concepts.
-        says: the most probable answers for each of the unit's probes.
-        right: whether the first of them is right; false where there are no answers.
-    """
-
-    factor: float
-    own: float
-    others: float
-    says: list[list[tuple[str, float]]]
-    right: list[bool]
 
 
 @dataclass(eq=False)
@@ -268,7 +247,7 @@ def build(
     accuracy = None if right is None else float(right.double().mean())
     found = Atlas(title or type(model).__name__, matter, pages, total, accuracy)
     _add_exemplars(found, model, seen, exemplars, batch)
-    _add_doses(found, model, tuple(sorted({*doses, 1.0})), featured, probes, before, ~first, rows)
+    add_doses(found, model, tuple(sorted({*doses, 1.0})), featured, probes, before, ~first, rows)
     return found
 
 
@@ -343,62 +322,3 @@ def _add_exemplars(atlas: Atlas, model: nn.Module, seen: Recording, count: int, 
             ]
             for unit in range(top.values.shape[1])
         ]
-
-
-def _add_doses(
-    atlas: Atlas,
-    model: nn.Module,
-    doses: tuple[float, ...],
-    featured: int,
-    probes: int,
-    before: Tensor,
-    half: Tensor,
-    rows: int,
-) -> None:
-    """Dose curves of the units that act most and of those most selective, on the half that effects were measured on."""
-    ranked = [(page, unit) for page in atlas.pages for unit in range(len(page.effect))]
-    acting = sorted(ranked, key=lambda item: -float(item[0].effect[item[1]]))[: (featured + 1) // 2]
-    selective = sorted(ranked, key=lambda item: -float(item[0].selectivity[item[1]]))
-    picked = dict.fromkeys((atlas.pages.index(page), unit) for page, unit in acting)
-    for page, unit in selective:
-        if len(picked) >= featured:
-            break
-        picked.setdefault((atlas.pages.index(page), unit))
-    labels = atlas.matter.labels
-    for number, unit in picked:
-        page = atlas.pages[number]
-        concept = int(page.concept[unit])
-        own = (half & (labels == concept)).nonzero().squeeze(1)[:MOST]
-        other = (half & (labels != concept)).nonzero().squeeze(1)
-        other = other[:: max(1, len(other) // 24)][:24]
-        driving = [exemplar.sample for exemplar in page.exemplars[unit] if labels[exemplar.sample] == concept]
-        shown = [*driving, *(i for i in own.tolist() if i not in driving)][: max(1, probes - 1)] + other[:1].tolist()
-        page.probes[unit] = shown
-        index = torch.cat([own, other, torch.tensor(shown)])
-        curve = []
-        for cells, output in sweep(
-            model,
-            atlas.matter.batch(index),
-            page.site,
-            [Cell(int(page.units[unit]), dose) for dose in doses],
-            rows=rows,
-        ):
-            outcome = finite(
-                atlas.matter.outcome(output, index.repeat(len(cells))).double().cpu(),
-                f"the model with unit {page.units[unit]} of {page.site.path!r} turned down or up",
-            )
-            hits = atlas.matter.right(output, index.repeat(len(cells)))
-            change = outcome.reshape(len(cells), -1) - before[index]
-            says = atlas.matter.says(output)
-            for k, cell in enumerate(cells):
-                start = k * len(index) + len(own) + len(other)
-                curve.append(
-                    Dose(
-                        cell.factor,
-                        float(change[k, : len(own)].mean()),
-                        float(change[k, len(own) : len(own) + len(other)].mean()),
-                        says[start : start + len(shown)],
-                        [False] * len(shown) if hits is None else hits[start : start + len(shown)].tolist(),
-                    )
-                )
-        page.doses[unit] = curve
