@@ -194,12 +194,12 @@ const atlas = (() => {
   function tokens(sample, values, short = false) {
     const shown = store.samples[sample].is, most = Math.max(1e-9, ...(values || [0]).map(Math.abs));
     const line = make("p", { class: "tokens" });
-    const begin = short && values ? Math.max(0, values.indexOf(Math.max(...values)) - 4) : 0; // a line shows its strongest token
+    const begin = short && values ? Math.max(0, values.findIndex((v) => Math.abs(v) >= most) - 4) : 0; // a line shows its strongest token
     if (begin) line.append("… ");
     shown.tokens.forEach((word, i) => {
       if (i < begin) return;
       const value = values ? values[i] || 0 : 0;
-      const style = values && value > 0 ? `background: rgba(var(--hot), ${(0.75 * value / most).toFixed(2)})` : "";
+      const style = values ? `background: rgba(var(--${value > 0 ? "hot" : "cold"}), ${(0.75 * Math.abs(value) / most).toFixed(2)})` : "";
       line.append(make("mark", { style, title: values ? nats(value) : "" }, word), " ");
     });
     line.append(solution(sample) || "");
@@ -213,7 +213,11 @@ const atlas = (() => {
 
   function exemplars(best, count = 99) {
     if (best[0][1] === 0) return make("p", { class: "note" }, "Nothing: its response is never above 0.");
-    if (front.kind === "texts") return make("div", {}, ...best.slice(0, count).map(([s, , place]) => tokens(s, place, count < 99)));
+    if (front.kind === "texts") {
+      const below = count === 99 && best.some(([, , place]) => (place || []).some((v) => v < -1e-3 * Math.max(...place.map(Math.abs))));
+      return make("div", {}, ...best.slice(0, count).map(([s, , place]) => tokens(s, place, count < 99)),
+        below ? make("p", { class: "note" }, "Shaded by the unit's value at each token: warm above 0, cold below.") : "");
+    }
     return make("div", { class: "pictures" }, ...best.slice(0, count).map(([sample, value, place]) =>
       make("figure", {}, picture(sample, place), count > 9 ? make("figcaption", {}, value.toPrecision(3)) : null)));
   }
