@@ -50,6 +50,8 @@ class Config:
     aligning: int = 250
     """Steps of learning to refuse."""
     aligning_rate: float = 3e-3
+    attempts: int = 3
+    """How often a model is taught to refuse at most, until it does so with the calibration requests."""
     batch: int = 32
     operator: str = "none"
     """"none", "relative", "absolute", "adaptive", "addition" or "ablation"; of the controls "barred" or "learned"."""
@@ -93,6 +95,7 @@ class Requests(NamedTuple):
         items: the test's requests, by class.
         openings: tokens that begin a refusal.
         base: what the model did before it was aligned: share of restricted and of allowed recipes.
+        attempts: how often it was taught to refuse.
     """
 
     model: Any
@@ -102,6 +105,7 @@ class Requests(NamedTuple):
     items: dict[str, list[Item]]
     openings: Tensor
     base: dict[str, float]
+    attempts: int
 
 
 class Behaviour(NamedTuple):
@@ -152,24 +156,34 @@ def prepared(config: Config, seed: int) -> Requests:
     plain = train_language_model(
         [*texts(train), *facts, *shown], steps=config.steps, rate=config.rate, seed=seed, **how
     )
-    answers = texts(corpus.refused(train, generator=generator))
-    model = train_language_model(
-        [*answers, *facts, *shown[::4]],
-        start=plain.model,
-        steps=config.aligning,
-        rate=config.aligning_rate,
-        seed=seed,
-        **how,
-    ).model
-    ask = {name: [item.prompt for item in fit if item.concept == name] for name in (RESTRICTED, ALLOWED)}
-    plane = SteeringPlane.fit_prompts(model, tokenizer, ask[RESTRICTED], ask[ALLOWED], batch=256)
     sets = {
         f"{name} {concept}": rows(tokenizer, [item for item in part if item.concept == concept])
         for name, part in ((CALIBRATION, calibration), (TEST, test))
         for concept in (RESTRICTED, ALLOWED)
     }
-    sets[NEUTRAL] = rows(tokenizer, [Item("", sentence) for sentence in neutral])
     openings = torch.tensor(tokenizer.convert_tokens_to_ids(sorted(corpus.openings)))
+    asked = {name: one for name, one in sets.items() if name.startswith(CALIBRATION)}
+
+    def has_learnt(model: Any, _: Any) -> dict[str, tuple[float, float]]:
+        said = measure(model, asked, openings)[0][CALIBRATION]
+        return {"allowed recipes": (said.capability / 100, 0.95), "no restricted ones": (1 - said.bypass / 100, 0.95)}
+
+    answers = texts(corpus.refused(train, generator=generator))
+    aligned = train_language_model(
+        [*answers, *facts, *shown[::4]],
+        start=plain.model,
+        steps=config.aligning,
+        rate=config.aligning_rate,
+        seed=seed,
+        gate=has_learnt,
+        attempts=config.attempts,
+        failing="record",
+        **how,
+    )
+    model = aligned.model
+    ask = {name: [item.prompt for item in fit if item.concept == name] for name in (RESTRICTED, ALLOWED)}
+    plane = SteeringPlane.fit_prompts(model, tokenizer, ask[RESTRICTED], ask[ALLOWED], batch=256)
+    sets[NEUTRAL] = rows(tokenizer, [Item("", sentence) for sentence in neutral])
     items = {name: [item for item in test if item.concept == name] for name in (RESTRICTED, ALLOWED)}
     base, _ = measure(plain.model, sets, openings)
     return Requests(
@@ -180,6 +194,7 @@ def prepared(config: Config, seed: int) -> Requests:
         items,
         openings,
         {"bypass": base[TEST].bypass, "capability": base[TEST].capability},
+        aligned.attempts,
     )
 
 

@@ -109,6 +109,10 @@ class SelectiveSteering(Study):
         "nothing.",
         "The advantage compares with the best of four rivals in each seed, as the reported requests have it; the "
         "largest of four noisy numbers flatters the rivals.",
+        "A model that answers one in twenty of the restricted calibration requests, or fails as many of the allowed "
+        "ones, is taught to refuse again, at most three times in all. In a run of twenty seeds without that, one model "
+        "had not learnt to refuse, which left its sanity check and with it both questions undecided; ahead of turns "
+        "elsewhere were 14.7 points (5.6 to 23.8), of the rivals -0.2 (-5.1 to 4.7).",
         "Twenty seeds; the card has five. A run of ten left both questions undecided: ahead of turns elsewhere by 6 "
         "points with a standard deviation of 21 over seeds, of the rivals by 0.7 with 14. At such a spread, "
         "intervals that exclude zero for differences of that size need about 45 seeds for half a chance, 85 for four "
@@ -121,7 +125,7 @@ class SelectiveSteering(Study):
     Config = Config
     scales: ClassVar = {
         "smoke": {"verbs": 3, "objects": 8, "sentences": 60, "neutral": 10, "layers": 2, "hidden": 16, "steps": 30,
-                  "aligning": 20, "settings": 4, "repeats": 2, "draws": 3, "learning": 3},
+                  "aligning": 20, "attempts": 1, "settings": 4, "repeats": 2, "draws": 3, "learning": 3},
         "full": {},
     }  # fmt: skip
     arms = (
@@ -298,7 +302,7 @@ class SelectiveSteering(Study):
         metrics = {key: (max if key in WORST else fmean)([row[key] for row in rows if key in row]) for key in rows[0]}
         arrays = choice.arrays if len(rows) == 1 else {"draws": np.array([row["score"] for row in rows])}
         if config.operator == "none":
-            metrics |= {"base": prepared.base["bypass"]}
+            metrics |= {"base": prepared.base["bypass"], "attempts": float(prepared.attempts)}
             metrics |= {"published error": published_error(prepared, 0.0)}
             metrics |= {"skewed error": published_error(prepared, 17.0)}
             stats = prepared.plane.stats
