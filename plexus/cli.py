@@ -334,9 +334,7 @@ def make_atlas(
         Path | None, typer.Option(help="For a checkpoint: .jsonl, .csv or .tsv of text, label, answer.")
     ] = None,
     samples: Annotated[int, typer.Option(min=20, help="How many samples at most.")] = 400,
-    units: Annotated[
-        int, typer.Option(min=0, help="How many units of a larger model to switch off, the most promising; 0: all.")
-    ] = 2000,
+    units: Annotated[int, typer.Option(min=0, help="How many units of a larger model to measure; 0: all.")] = 2000,
     as_json: AsJson = False,
 ) -> None:
     """Pages of the units of a model: what each detects, what it does, what drives it."""
