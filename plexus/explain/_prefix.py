@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import SiteError
-from plexus.explain.circuits._rows import taken
 from plexus.probe._batches import run
 from plexus.units import Site, attach, sites
 from plexus.units._dispatch import around_calls, is_attached
@@ -92,6 +91,21 @@ class Prefix:
 
         with attach(self.model, []), around_calls({module: given(path) for path, module in skipped}):
             yield
+
+
+def taken(batch: Any, index: Tensor, samples: int) -> Any:
+    """The rows `index` of a batch of `samples`: of every tensor whose first dimension counts samples."""
+
+    def take(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.index_select(0, index.to(value.device)) if value.dim() and len(value) == samples else value
+        if isinstance(value, Mapping):
+            return {name: take(inner) for name, inner in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(take(inner) for inner in value)
+        return value
+
+    return take(batch)
 
 
 def _stack(model: nn.Module) -> dict[str, nn.Module]:

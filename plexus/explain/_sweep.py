@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import DtypeError, RangeError, ShapeError, SiteError
-from plexus.explain.circuits._prefix import Prefix
+from plexus.explain._prefix import Prefix, taken
 from plexus.probe._batches import run
 from plexus.probe._progress import length, tracked
 from plexus.probe._quiet import quiet
@@ -76,16 +76,12 @@ def sweep(
     together = max(1, rows // samples)
     for start in range(0, len(wanted), together):
         part = wanted[start : start + together]
+        copies = torch.arange(samples).repeat(len(part))
+        given = copies if among is None else among[copies]
         # the blocks before the site see what they saw without the edit
-        spared = (
-            contextlib.nullcontext()
-            if prefix is None
-            else prefix.skipping(
-                prefix.before(site), (torch.arange(samples) if among is None else among).repeat(len(part))
-            )
-        )
+        spared = contextlib.nullcontext() if prefix is None else prefix.skipping(prefix.before(site), given)
         with quiet(model), spared, attach(model, [_OneEach(site, part, samples)]):
-            output = run(model, _repeated(batch, len(part)), None, None)
+            output = run(model, taken(batch, copies, samples), None, None)
         yield part, output
 
 
@@ -139,10 +135,14 @@ def unit_effects(
             sizes = sites.measure(model, batch, chosen)
         prefix, output = kept_prefix(model, batch, chosen)
         before = _per_row(outcome(output, batch), samples)
+
+        def again(times: int, batch: Any = batch, samples: int = samples) -> Any:
+            return taken(batch, torch.arange(samples).repeat(times), samples)
+
         for site in chosen:
             cells = [Cell(unit, factor) for unit in range(sizes[site])]
             changed = [
-                _per_row(outcome(output, _repeated(batch, len(part))), len(part) * samples).reshape(len(part), samples)
+                _per_row(outcome(output, again(len(part))), len(part) * samples).reshape(len(part), samples)
                 for part, output in sweep(model, batch, site, cells, rows=rows, prefix=prefix)
             ]
             found[site].append(torch.cat(changed) - before)
@@ -193,15 +193,6 @@ class _OneEach:
         factor = factor.reshape(shape)
         # where, not the product alone: 0 · inf would be NaN
         return torch.where(factor == 0, torch.zeros_like(values), values * factor)
-
-
-def _repeated(batch: Any, times: int) -> Any:
-    if isinstance(batch, Mapping):
-        return {
-            name: value.repeat(times, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) and value.dim() else value
-            for name, value in batch.items()
-        }
-    return batch.repeat(times, *[1] * (batch.dim() - 1))
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:

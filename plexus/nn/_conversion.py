@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnsupportedError
-from plexus.nn._evaluating import evaluating
 from plexus.nn._sequential import Sequential
 from plexus.nn.neurons._signed_if import SignedIF
+from plexus.units._evaluating import evaluating
 
 __all__ = ["QuantisedReLU", "convert_quantised", "quantise_activations"]
 

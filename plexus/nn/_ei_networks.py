@@ -13,6 +13,7 @@ from plexus.errors import PlexusError, UnsupportedError
 from plexus.nn._ei_circuit import EILayer, EIStatistics, warn_silent
 from plexus.nn._excitatory_inhibitory import EIConv2d, EILinear
 from plexus.nn._sequential import Sequential, Stateful
+from plexus.units._evaluating import evaluating
 
 __all__ = ["initialise_ei", "to_ei"]
 
@@ -75,17 +76,13 @@ def initialise_ei(model: nn.Module, batch: Any, *, generator: torch.Generator | 
 
         return hook
 
-    flags = [(module, module.training) for module in model.modules()]
     handles = [layer.register_forward_pre_hook(initialising(name)) for name, layer in waiting.items()]
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(*batch) if isinstance(batch, tuple) else model(batch)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in flags:
-            module.training = training
     missed = [name for name in waiting if name not in found]
     if missed:
         raise PlexusError("the batch did not reach every E-I layer", given=", ".join(missed))

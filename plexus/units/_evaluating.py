@@ -9,12 +9,19 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module is in the mode that it was in, frozen parts of it too."""
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module is in the mode that it was in, training or evaluation; frozen parts of a model differ."""
     flags = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
         yield
     finally:
         for module, training in flags:
             module.training = training
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards as `modes_kept`."""
+    with modes_kept(model):
+        model.eval()
+        yield

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from plexus.errors import DtypeError, ShapeError, SiteError, UnknownNameError
 from plexus.units._axes import default_axes, known_axes
 from plexus.units._engine import attach
+from plexus.units._evaluating import evaluating
 from plexus.units._exact import fused_experts
 from plexus.units._families import (
     heads_into,
@@ -365,16 +366,12 @@ def _run(model: nn.Module, example: Any) -> None:
 @contextlib.contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards training flags, buffers and the random state are what they were."""
-    flags = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = sorted({buffer.device.index or 0 for buffer in model.parameters() if buffer.is_cuda})
     try:
-        with torch.random.fork_rng(devices):
-            model.eval()
+        with torch.random.fork_rng(devices), evaluating(model):
             yield
     finally:
-        for module, training in flags:
-            module.training = training
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from plexus.errors import RangeError
 from plexus.explain.atlas._band import MATCHED
 from plexus.explain.atlas._matter import Matter
+from plexus.explain.controls import matched_random
 from plexus.probe import record
 from plexus.probe._progress import tracked
-from plexus.units import Site
+from plexus.probe.scores import gradient_times_activation
+from plexus.units import Neurons, Scores, Site
 
 CONTROLS = MATCHED + 1  # so that each of them has as many others as a band has
 FEWEST = 2 * CONTROLS  # units to measure: a site's controls, and as many to look at
@@ -56,23 +58,22 @@ def attribution(model: nn.Module, matter: Matter, samples: Tensor, at: Sequence[
         samples: numbers of the samples to take it from.
         at: the sites.
     """
-    counts = matter.labels[samples].bincount(minlength=len(matter.concepts)).clamp(min=1)
-    found: dict[Site, Tensor] = {}
-    parts = list(samples.split(TOGETHER))
-    for index in tracked(parts, "what the gradient says of units", len(parts), None):
-        batch = [matter.batch(index)]
+    found = {}
+    for concept in tracked(range(len(matter.concepts)), "what the gradient says of units", len(matter.concepts), None):
+        own = samples[matter.labels[samples] == concept]
+        lost: dict[Site, Tensor] = {}
+        for index in own.split(TOGETHER):
+            batch = [matter.batch(index)]
 
-        def gain(output: Any, _: Any, index: Tensor = index) -> Tensor:
-            return matter.outcome(output, index).sum()
+            def gain(output: Any, _: Any, index: Tensor = index) -> Tensor:
+                return matter.outcome(output, index).sum()
 
-        values, slopes = record(model, batch, at=list(at)), record(model, batch, at=list(at), grad=gain)
-        for site in at:
-            each = values[site].double() * slopes[site].double()
-            each = each.flatten(2).sum(2) if each.dim() > 2 else each
-            concept = matter.labels[index][values.table[site].sample]
-            sums = found.setdefault(site, torch.zeros(len(counts), each.shape[1], dtype=torch.float64))
-            sums.index_add_(0, concept, each)
-    return {site: sums / counts[:, None] for site, sums in found.items()}
+            values, slopes = record(model, batch, at=list(at)), record(model, batch, at=list(at), grad=gain)
+            mean = gradient_times_activation(values, slopes)
+            for site in at:  # of a mean over rows the sum, and of that the mean over samples
+                lost[site] = lost.get(site, 0) + mean[site] * len(values.table[site]) / len(own)
+        found[concept] = lost
+    return {site: torch.stack([found[concept][site] for concept in range(len(matter.concepts))]) for site in at}
 
 
 def choose(
@@ -102,6 +103,7 @@ def choose(
     kept = promising.argsort(descending=True, stable=True)[: max(1, units // FEWEST)]
     kept = kept[promising[kept] > 0]
     free = units - CONTROLS * len(kept)
+    generator = torch.Generator().manual_seed(0)
     top = order[torch.isin(number[order], kept)][:free]
     chosen: dict[Site, Chosen] = {}
     for i in kept.sort().values.tolist():
@@ -111,7 +113,7 @@ def choose(
         if size - len(picked) < CONTROLS:  # all of them together cost no more
             chosen |= everything({site: size})
             continue
-        controls = _alike(mean[site].double(), picked)
+        controls = _alike(site, mean[site].double(), picked, generator)
         together = torch.cat([picked, controls]).sort()
         chosen[site] = Chosen(together.values, together.indices >= len(picked))
     return chosen
@@ -124,15 +126,17 @@ def _in_turn(first: Tensor, second: Tensor) -> Tensor:
     return torch.tensor(list(dict.fromkeys(both.tolist())))
 
 
-def _alike(mean: Tensor, picked: Tensor) -> Tensor:
-    """Units that were not picked, each the nearest in mean response to one that was."""
-    free = torch.ones(len(mean), dtype=torch.bool)
-    free[picked] = False
+def _alike(site: Site, mean: Tensor, picked: Tensor, generator: torch.Generator) -> Tensor:
+    """Units that were not picked, each like one that was in mean response."""
+    sizes, score = {site: len(mean)}, Scores({site: mean})
     like = picked[mean[picked].argsort()]
-    spread = torch.linspace(0, len(like) - 1, CONTROLS).round().long()  # over the whole range of their responses
-    controls = []
-    for target in mean[like[spread]].tolist():
-        nearest = int((mean - target).abs().masked_fill(~free, torch.inf).argmin())
-        free[nearest] = False
-        controls.append(nearest)
-    return torch.tensor(controls, dtype=torch.int64)
+    taken = Neurons.of(sizes, {site: picked.tolist()})
+    controls: list[int] = []
+    while len(controls) < CONTROLS:
+        # over the whole range of their responses; again where there are fewer than are needed
+        spread = torch.linspace(0, len(like) - 1, min(CONTROLS - len(controls), len(like))).round().long()
+        some = Neurons.of(sizes, {site: like[spread].tolist()})
+        drawn = matched_random(some, generator, match=score, among=1, exclude=taken)
+        controls += drawn.indices(site).tolist()
+        taken = taken | drawn
+    return torch.tensor(controls)

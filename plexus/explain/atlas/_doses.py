@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from plexus.explain._prefix import Prefix, taken
 from plexus.explain._sweep import Cell, kept_prefix, sweep
 from plexus.explain.atlas._answers import finite
-from plexus.explain.circuits._prefix import Prefix
-from plexus.explain.circuits._rows import taken
 
 if TYPE_CHECKING:
     from plexus.explain.atlas._build import Atlas, Page

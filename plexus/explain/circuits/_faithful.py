@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from plexus.errors import RangeError
 from plexus.explain._measure import check_draws
+from plexus.explain._prefix import taken
 from plexus.explain.circuits._cells import Cells, Universe, inside, places_of
 from plexus.explain.circuits._circuit import Circuit
 from plexus.explain.circuits._patching import ROWS
@@ -33,7 +34,6 @@ from plexus.explain.circuits._rows import (
     lengths_of,
     refuse_cache,
     sizes_of,
-    taken,
 )
 from plexus.explain.controls._null import Null, null
 from plexus.probe._batches import Forward, run

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import DtypeError, RangeError, ShapeError, UnknownNameError, UnsupportedError
+from plexus.explain._prefix import Prefix, taken
 from plexus.explain.circuits._places import Metric, PatchMap, Place, Positions, each_place, read_metric, site_list
-from plexus.explain.circuits._prefix import Prefix
 from plexus.explain.circuits._rows import (
     ALL,
     RowPatch,
@@ -34,7 +34,6 @@ from plexus.explain.circuits._rows import (
     refuse_cache,
     sizes_of,
     spots,
-    taken,
 )
 from plexus.probe._batches import Forward, run
 from plexus.probe._progress import tracked

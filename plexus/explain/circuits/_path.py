@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, SiteError, UnknownNameError
+from plexus.explain._prefix import taken
 from plexus.explain.circuits._patching import ROWS, Direction, Runner
 from plexus.explain.circuits._places import Metric, PatchMap, Place, Positions, each_place, read_metric, site_list
 from plexus.explain.circuits._rows import (
@@ -33,7 +34,6 @@ from plexus.explain.circuits._rows import (
     lengths_of,
     refuse_cache,
     sizes_of,
-    taken,
 )
 from plexus.probe._batches import Forward, run
 from plexus.probe._progress import tracked

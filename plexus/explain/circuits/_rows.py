@@ -132,21 +132,6 @@ def spots(position: Tensor, unit: Tensor, length: int, units: int) -> Tensor:
     return along[:, :, None] & across[:, None, :]
 
 
-def taken(batch: Any, index: Tensor, samples: int) -> Any:
-    """The rows `index` of a batch of `samples`: of every tensor whose first dimension counts samples."""
-
-    def take(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.index_select(0, index.to(value.device)) if value.dim() and len(value) == samples else value
-        if isinstance(value, Mapping):
-            return {name: take(inner) for name, inner in value.items()}
-        if isinstance(value, tuple | list):
-            return type(value)(take(inner) for inner in value)
-        return value
-
-    return take(batch)
-
-
 def count_samples(batch: Any) -> int:
     """The number of samples of a batch: the first dimension of its first tensor."""
     values = (

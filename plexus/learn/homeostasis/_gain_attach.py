@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from plexus.errors import RangeError, SiteError, UnknownNameError, UnsupportedError
 from plexus.learn.homeostasis._gain_control import GainControl
 from plexus.units._engine import attach
+from plexus.units._evaluating import evaluating
 from plexus.units._pass import Visit
 from plexus.units._port import Port
 from plexus.units._site import Site
@@ -235,15 +236,10 @@ class GainAttachment:
 
     def _run(self, batches: Iterable[Any], take: Callable[[Site, Tensor], None]) -> None:
         self._require_attached()
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            with attach(self.model, [_Observer(site, take) for site in self._gains]), torch.no_grad():
-                for batch in batches:
-                    _call(self.model, batch, self.forward)
-        finally:
-            for module, training in modes:
-                module.training = training
+        observers = [_Observer(site, take) for site in self._gains]
+        with evaluating(self.model), attach(self.model, observers), torch.no_grad():
+            for batch in batches:
+                _call(self.model, batch, self.forward)
 
     def _fit(self, batches: list[Any], objective: Objective, steps: int, rate: float) -> dict[Site, Tensor]:
         self._require_attached()

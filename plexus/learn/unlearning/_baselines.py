@@ -26,7 +26,8 @@ from plexus.errors import RangeError, UnknownNameError, UnsupportedError
 from plexus.learn.unlearning._batches import reusable
 from plexus.learn.unlearning._dampening import DampeningReport, restore
 from plexus.learn.unlearning._train import Objective, descend
-from plexus.probe.scores._batch import IGNORED, Batch, Forward, cross_entropy, evaluating, predict
+from plexus.probe.scores._batch import IGNORED, Batch, Forward, cross_entropy, predict
+from plexus.units._evaluating import evaluating
 
 
 def _optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:

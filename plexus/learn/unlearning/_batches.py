@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError
-from plexus.probe.scores._batch import IGNORED, Batch, Forward, cross_entropy, evaluating, predict
+from plexus.probe.scores._batch import IGNORED, Batch, Forward, cross_entropy, predict
+from plexus.units._evaluating import evaluating
 
 
 class Batches:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from plexus.errors import RangeError, UnsupportedError
 from plexus.probe.scores._batch import Batch, Forward, cross_entropy, predict
+from plexus.units._evaluating import modes_kept
 
 Objective = Callable[[nn.Module, Batch], Tensor]
 
@@ -42,22 +43,17 @@ def descend(
         RangeError: the loss is not finite.
     """
     compute = objective or labelled_loss(forward)
-    flags = [(module, module.training) for module in model.modules()]
-    model.train()
-    try:
-        with torch.enable_grad():
-            for _ in range(epochs):
-                for raw in batches:
-                    loss = compute(model, Batch.of(raw))
-                    if not bool(torch.isfinite(loss)):
-                        raise RangeError("the loss is not finite", given=loss.item(), mend="lower the learning rate")
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    if clip is not None:
-                        nn.utils.clip_grad_norm_(model.parameters(), clip)
-                    optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    finally:
-        for module, training in flags:
-            module.training = training
+    with modes_kept(model), torch.enable_grad():
+        model.train()
+        for _ in range(epochs):
+            for raw in batches:
+                loss = compute(model, Batch.of(raw))
+                if not bool(torch.isfinite(loss)):
+                    raise RangeError("the loss is not finite", given=loss.item(), mend="lower the learning rate")
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return model

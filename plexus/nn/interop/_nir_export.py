@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from plexus.errors import PlexusError, ShapeError, UnsupportedError, require
-from plexus.nn._evaluating import evaluating
 from plexus.nn._sequential import Sequential
 from plexus.nn.interop._graph import GraphNetwork
 from plexus.nn.interop._nir_layers import EXPORTS, Shape, refusal
 from plexus.nn.synapses import DelayedLinear, Dense, Lateral, Sparse
+from plexus.units._evaluating import evaluating
 
 __all__ = ["save_nir", "to_nir"]
 

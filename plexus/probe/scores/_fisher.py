@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnknownNameError, UnsupportedError
 from plexus.probe._sizes import announce
-from plexus.probe.scores._batch import IGNORED, Batch, Forward, cross_entropy, evaluating, predict
+from plexus.probe.scores._batch import IGNORED, Batch, Forward, cross_entropy, predict
 from plexus.probe.scores._importances import Importances
+from plexus.units._evaluating import evaluating
 
 Loss = Literal["ce", "norm"] | Callable[[Any, Any], Tensor]
 Mode = Literal["sample", "batch"]
