@@ -113,15 +113,15 @@ class SelectiveSteering(Study):
         "ones, is taught to refuse again, at most three times in all. In a run of twenty seeds without that, one model "
         "had not learnt to refuse, which left its sanity check and with it both questions undecided; ahead of turns "
         "elsewhere were 14.7 points (5.6 to 23.8), of the rivals -0.2 (-5.1 to 4.7).",
-        "Twenty seeds; the card has five. A run of ten left both questions undecided: ahead of turns elsewhere by 6 "
-        "points with a standard deviation of 21 over seeds, of the rivals by 0.7 with 14. At such a spread, "
-        "intervals that exclude zero for differences of that size need about 45 seeds for half a chance, 85 for four "
-        "in five; for the rivals, more than a thousand. Twenty are what twenty minutes allow: means are then known "
-        "to about 10 and 6 points, so that the verdict may stay undecided. Bars are unchanged, the twenty seeds are "
-        "new.",
+        "Forty seeds; the card has five. A run of ten left both questions undecided: ahead of turns elsewhere by 6 "
+        "points with a standard deviation of 21 over seeds, of the rivals by 0.7 with 14. With twenty, seeds 0 to 19 "
+        "gave 14.3 points over turns elsewhere (6.6 to 22.0) and seeds 100 to 119 7.6 (-1.3 to 16.6): two words for "
+        "one effect. The number was doubled after both had been seen and nothing else was changed, so the first "
+        "twenty of these seeds are not unseen. For the rivals such a spread would need more than a thousand seeds. "
+        "Bars are unchanged.",
         "With four layers the selected and the widest sites are often the same, so that check can hardly hold.",
     )
-    seeds = 20
+    seeds = 40
     Config = Config
     scales: ClassVar = {
         "smoke": {"verbs": 3, "objects": 8, "sentences": 60, "neutral": 10, "layers": 2, "hidden": 16, "steps": 30,
