@@ -63,11 +63,14 @@ PEERS = {
     "norse": norse,
     "spikingjelly torch": spikingjelly("torch"),
     "spikingjelly inductor": spikingjelly("inductor"),
+    "spikingjelly cupy": spikingjelly("cupy"),
+    "spikingjelly triton": spikingjelly("triton"),
 }
 
 
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
+    torch.set_default_device(sys.argv[2])
     ready: dict[tuple, object] = {}
     for line in sys.stdin:
         name, mode, *shape = line.rstrip("\n").split("\t")
@@ -88,7 +91,7 @@ def main() -> None:
                 call()
                 ready[key] = call
             call = ready[key]
-            answer = {"ms": settled(call), "peak_mb": peak_memory(call) if name and len(sys.argv) > 2 else None}
+            answer = {"ms": settled(call), "peak_mb": peak_memory(call) if name and len(sys.argv) > 3 else None}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"[:200]}
         print(json.dumps(answer), flush=True)

@@ -91,7 +91,7 @@ class RecurrentNothing(nn.Module):
 
 def training_step(net: nn.Module, case: str) -> Callable[[], object]:
     """One step of training on a fixed batch: forward, cross-entropy of spike counts, backward, Adam."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     shape = SHAPES[case]
     x = (torch.rand(shape, generator=generator) < 0.05).float()
     labels = torch.randint(CLASSES[case], shape[1:2], generator=generator)

@@ -79,11 +79,14 @@ PEERS = {
     "norse": (lambda _: Loop(norse_cell()), lambda size: Loop(norse_cell(), size)),
     "spikingjelly torch": (lambda _: Jelly("torch"), lambda size: Loop(Jelly("torch", "s"), size)),
     "spikingjelly inductor": (lambda _: Jelly("inductor"), lambda size: Loop(Jelly("torch", "s"), size)),
+    "spikingjelly cupy": (lambda _: Jelly("cupy"), lambda size: Loop(Jelly("torch", "s"), size)),
+    "spikingjelly triton": (lambda _: Jelly("triton"), lambda size: Loop(Jelly("torch", "s"), size)),
 }
 
 
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
+    torch.set_default_device(sys.argv[2])
     ready: dict[tuple, object] = {}
     for line in sys.stdin:
         name, case = line.rstrip("\n").split("\t")

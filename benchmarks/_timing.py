@@ -1,4 +1,7 @@
-"""What the benchmarks share: repeated timing, copy bandwidth, peak memory, and JSON lines."""
+"""What the benchmarks share: repeated timing, copy bandwidth, peak memory, and JSON lines.
+
+Tensors are made, and times and memory taken, on torch's default device.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 MILLISECONDS = 1e3
+IN_A_ROW = 10
+
+
+def on_gpu() -> bool:
+    """Is torch's default device a GPU?"""
+    import torch
+
+    return torch.get_default_device().type == "cuda"
 
 
 def once(function: Callable[[], object]) -> float:
-    """Milliseconds of one call."""
+    """Milliseconds of one call; on a GPU, of one of ten in a row, as in training, until the last has ended."""
+    if not on_gpu():
+        start = time.perf_counter()
+        function()
+        return (time.perf_counter() - start) * MILLISECONDS
+    import torch
+
+    torch.cuda.synchronize()
     start = time.perf_counter()
-    function()
-    return (time.perf_counter() - start) * MILLISECONDS
+    for _ in range(IN_A_ROW):
+        function()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) * MILLISECONDS / IN_A_ROW
 
 
 def settled(function: Callable[[], object]) -> float:
@@ -25,7 +45,7 @@ def settled(function: Callable[[], object]) -> float:
 
     OpenMP's threads spin for some milliseconds after their work; in the next process they would be an opponent.
     """
-    time.sleep(0.1)
+    time.sleep(0 if on_gpu() else 0.1)
     function()
     return once(function)
 
@@ -39,7 +59,15 @@ def copy_time(elements: int) -> Callable[[], float]:
 
 
 def peak_memory(function: Callable[[], object]) -> float | None:
-    """MB by which the resident memory of this process rises at most during the call; None where it cannot be told."""
+    """MB by which the memory of this process (on a GPU: its tensors) rises at most during the call; None if unknown."""
+    if on_gpu():
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
         ctypes.CDLL(None).malloc_trim(0)  # else memory that an earlier call gave back to the allocator counts as there
         Path("/proc/self/clear_refs").write_text("5")

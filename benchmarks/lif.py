@@ -1,12 +1,12 @@
 """LIF over time beside the peers, and beside the time to move the bytes that must move.
 
-    python benchmarks/lif.py [--json] [--rounds 15] [--threads 2] [--peers .venv-peers]
+    python benchmarks/lif.py [--json] [--rounds 15] [--threads 2] [--peers .venv-peers] [--device cuda]
 
 A layer of neurons with decay 0.9, hard reset and the arctan surrogate, float32. Each round times every contender
 so that what disturbs the machine disturbs all; ratios are of medians. The floor of forward is one read of the
 input and one write of the spikes; forward and backward read the input twice (it is what is saved) and the gradient
 and write spikes and gradient: five tensors at copy bandwidth. Peers run in their own environment (`make
-peers`); those that are not there are left out.
+peers`); those that are not there are left out. On a GPU the layers are wider and SpikingJelly brings two more backends.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from _timing import copy_time, emit, note, peak_memory, settled, summary
 import plexus as px
 
 ROOT = Path(__file__).parents[1]
-SHAPES = ((100, 64, 1000), (25, 128, 4096))
+SHAPES = {"cpu": ((100, 64, 1000), (25, 128, 4096)), "cuda": ((100, 64, 1000), (25, 128, 4096), (100, 256, 4096))}
 MODES = ("forward", "forward+backward")
 TENSORS = {"forward": 2, "forward+backward": 5}
-PEERS = ("snntorch", "norse", "spikingjelly torch", "spikingjelly inductor")
+COMMON = ("snntorch", "norse", "spikingjelly torch", "spikingjelly inductor")
+PEERS = {"cpu": COMMON, "cuda": (*COMMON, "spikingjelly cupy", "spikingjelly triton")}
 
 
 def ours(mode: str, shape: tuple[int, ...]):
@@ -45,6 +46,7 @@ def ours(mode: str, shape: tuple[int, ...]):
 
 
 def compare(mode: str, shape: tuple[int, ...], peers: Peers, rounds: int) -> dict[str, object]:
+    device = torch.get_default_device().type
     call, copy = ours(mode, shape), copy_time(shape[0] * shape[1] * shape[2])
     copy()
     times: dict[str, list[float]] = {"plexus": [], "copy": []}
@@ -53,7 +55,7 @@ def compare(mode: str, shape: tuple[int, ...], peers: Peers, rounds: int) -> dic
     for _ in range(rounds):
         times["copy"].append(copy())
         times["plexus"].append(settled(call))
-        for name in PEERS if peers.process else ():
+        for name in PEERS[device] if peers.process else ():
             if name in errors:
                 continue
             answer = peers.time(name, mode, *map(str, shape))
@@ -70,6 +72,7 @@ def compare(mode: str, shape: tuple[int, ...], peers: Peers, rounds: int) -> dic
         "benchmark": "lif",
         "mode": mode,
         "shape": list(shape),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "threads": torch.get_num_threads(),
         "floor_ms": round(floor, 3),
         "plexus_over_floor": round(mine / floor, 2),
@@ -88,11 +91,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--peers", type=Path, default=Path(os.environ.get("PLEXUS_PEERS", ROOT / ".venv-peers")))
+    parser.add_argument("--device", choices=list(SHAPES), default="cpu")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    for shape in SHAPES:
+    torch.set_default_device(options.device)
+    for shape in SHAPES[options.device]:
         for mode in MODES:
-            peers = Peers(options.peers, "_lif_peers.py", str(options.threads), "memory")
+            peers = Peers(options.peers, "_lif_peers.py", str(options.threads), options.device, "memory")
             try:
                 emit(compare(mode, shape, peers, options.rounds), options.json)
             finally:

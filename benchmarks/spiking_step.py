@@ -1,6 +1,7 @@
 """One training step of spiking networks beside the peers.
 
     python benchmarks/spiking_step.py [--json] [--rounds 5] [--threads 2] [--peers .venv-peers] [--case feed-forward …]
+        [--device cuda]
 
 Forward, loss, backward and Adam of 700–512–512–20 LIF at [time, batch] = [100, 128], feed-forward and with recurrent
 hidden layers, and of a small convolutional network at [25, 64, 2, 34, 34]; float32, hard reset, arctan surrogate. Peers
@@ -27,7 +28,8 @@ from _timing import emit, note, peak_memory, settled, summary
 import plexus as px
 
 ROOT = Path(__file__).parents[1]
-PEERS = ("snntorch", "norse", "spikingjelly torch", "spikingjelly inductor")
+COMMON = ("snntorch", "norse", "spikingjelly torch", "spikingjelly inductor")
+PEERS = {"cpu": COMMON, "cuda": (*COMMON, "spikingjelly cupy", "spikingjelly triton")}
 NEURON = {"tau_mem": 9.4912, "reset": "hard"}  # exp(-1 / 9.4912) = 0.9
 
 
@@ -74,8 +76,8 @@ def compare(case: str, options: argparse.Namespace) -> dict[str, object]:
     for _ in range(options.rounds):  # in turns, so that what disturbs the machine disturbs all
         for name, step in mine.items():
             times[name].append(settled(step))
-    for name in PEERS:  # one after the other, so that no two networks of theirs are in memory
-        peers = Peers(options.peers, "_spiking_step_peers.py", str(options.threads))
+    for name in PEERS[options.device]:  # one after the other, so that no two networks of theirs are in memory
+        peers = Peers(options.peers, "_spiking_step_peers.py", str(options.threads), options.device)
         try:
             for _ in range(options.rounds if peers.process else 0):
                 times["plexus"].append(settled(mine["plexus"]))
@@ -96,6 +98,7 @@ def compare(case: str, options: argparse.Namespace) -> dict[str, object]:
     return {
         "benchmark": "spiking-step",
         "case": case,
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else options.device,
         "threads": torch.get_num_threads(),
         "step": found,
         "bare_ms": floor,
@@ -120,8 +123,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--peers", type=Path, default=Path(os.environ.get("PLEXUS_PEERS", ROOT / ".venv-peers")))
     parser.add_argument("--case", nargs="*", choices=CASES, default=CASES)
+    parser.add_argument("--device", choices=list(PEERS), default="cpu")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
+    torch.set_default_device(options.device)
     for case in options.case:
         emit(compare(case, options), options.json)
     return 0
