@@ -26,7 +26,7 @@ def rows(x: Tensor) -> tuple[Tensor, int]:
 
 def used_columns(dynamics: Dynamics, o: Options, columns: Sequence[Tensor]) -> tuple[list[Tensor], int]:
     """The parameters and settings that the equations mention, and how many units they tell apart."""
-    used = [column for name, column in zip(dynamics.columns, columns, strict=True) if name in dynamics.used(o)]
+    used = [columns[place] for place in o.used]
     return used, max([1, *(column.numel() for column in used)])
 
 
@@ -52,7 +52,7 @@ def fresh_gradients(
         if name not in carried and name != dynamics.echo:  # comes out as it went in
             fresh.copy_(grad)
     d_columns = [
-        like.new_empty(shape) if learn and name in used else like.new_zeros(shape if learn else (0,))
+        like.new_empty(shape if learn else (0,)) if name in used or not learn else like.new_zeros(shape)
         for name in dynamics.parameters
     ]
     written = [fresh for name, fresh in zip(dynamics.states, d_first, strict=True) if name in carried]

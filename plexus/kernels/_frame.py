@@ -130,12 +130,16 @@ def options_key(dynamics: Dynamics, chosen: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=256)
 def options_from(dynamics: Dynamics, key: str) -> Options:
-    """The options that `options_key` wrote."""
+    """The options that `options_key` wrote; and the places of the columns `used` and of the memory `carried`."""
     chosen: dict[str, Any] = dynamics.defaults
     for item in filter(None, key.split(",")):
         name, _, text = item.partition("=")
         chosen[name] = {"True": True, "False": False}.get(text, text)
-    return Options(**chosen)
+    o = Options(**chosen)
+    used, carried = dynamics.used(o), dynamics.carried(o)
+    o.used = tuple(place for place, name in enumerate(dynamics.columns) if name in used)
+    o.carried = tuple(place for place, name in enumerate(dynamics.memory) if name in carried)
+    return o
 
 
 class _Spike(torch.autograd.Function):

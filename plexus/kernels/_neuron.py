@@ -22,14 +22,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from plexus.errors import DeviceError, DtypeError, ShapeError, UnsupportedError
 from plexus.kernels._frame import PORT, Dynamics, options_key
-from plexus.kernels._operator import Operator
+from plexus.kernels._operator import Operator, overlooked
 from plexus.kernels._products import SparseWeight
 from plexus.kernels._recurrent import RecurrentOperator
 from plexus.kernels._surrogate import Surrogate
@@ -193,7 +194,7 @@ def _mend(part: Tensor, x: Tensor) -> str:
 def column(name: str, number: Tensor | float, x: Tensor) -> Tensor:
     """A number of the neuron as a tensor: one element, or one per unit."""
     if not isinstance(number, Tensor):
-        return x.new_full((1,), number)
+        return constant(float(number), x)
     if number.device != x.device:
         raise DeviceError(f"{name} lies on another device than the input", given=number.device, expected=x.device)
     number = number.to(x.dtype)
@@ -205,6 +206,20 @@ def column(name: str, number: Tensor | float, x: Tensor) -> Tensor:
         raise ShapeError(
             f"{name} does not fit the units", given=tuple(number.shape), expected=f"one number or {tuple(x.shape[2:])}"
         ) from error
+
+
+def constant(number: float, x: Tensor) -> Tensor:
+    """The number in one element, of the dtype and on the device of x; kept, since making it takes a GPU a launch."""
+    capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()  # what a graph makes is not there until it runs
+    if capturing or not overlooked([x]):
+        return x.new_full((1,), number)
+    return _kept_constant(number, x.dtype, x.device)
+
+
+@lru_cache(maxsize=1024)
+def _kept_constant(number: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.full((1,), number, dtype=dtype, device=device)
 
 
 def recurrent_weights(
@@ -252,7 +267,7 @@ def recurrent_weights(
 def port_columns(port: Port | None, x: Tensor) -> list[Tensor]:
     """The four numbers of a port (see `PORT`) per unit; one element each where there is none."""
     if port is None or port.is_identity:
-        nothing = x.new_zeros(1)
+        nothing = constant(0.0, x)
         return [nothing] * len(PORT)
     units = x.shape[2:]
     trail = (1,) * (len(units) - 1)

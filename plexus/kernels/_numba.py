@@ -43,7 +43,7 @@ def _strided(tensors: Sequence[Tensor]) -> list[Any]:
 
 def flat(tensor: Tensor) -> np.ndarray[Any, Any]:
     """A tensor's numbers in one dimension, without a copy where they are dense."""
-    return tensor.detach().contiguous().view(-1).numpy()
+    return tensor.detach().numpy().reshape(-1)
 
 
 def prepare(
@@ -75,8 +75,7 @@ def forward(
     module, o, used, units = prepare(dynamics, x, columns, options)
     out = empty(tuple(x.shape), x)
     steps, total = x.shape[0], memory[0].numel()
-    carried = dynamics.carried(o)
-    before = [flat(m) for name, m in zip(dynamics.memory, memory, strict=True) if name in carried]
+    before = [flat(memory[place]) for place in o.carried]
     after, written = fresh_memory(dynamics, o, memory)
     arguments = (
         *_strided(inputs),
@@ -111,7 +110,7 @@ def backward(
     steps, total = x.shape[0], memory[0].numel()
     carried = dynamics.carried(o)
     d_inputs = [empty(tuple(x.shape), x) for _ in inputs]
-    before = [flat(m) for name, m in zip(dynamics.memory, memory, strict=True) if name in carried]
+    before = [flat(memory[place]) for place in o.carried]
     d_first, d_columns, written = fresh_gradients(dynamics, o, memory, grad_states, learn)
     chunk = _SCRATCH // max(1, steps * x.element_size() * len(carried))
     chunk = max(64, min(CHUNK, chunk // 64 * 64))

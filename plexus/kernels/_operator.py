@@ -2,23 +2,24 @@
 
 The eager reference runs instead of the fused loop under `torch.func` transforms, forward-mode AD and double backward,
 and for devices, dtypes and spike functions that no fused backend takes. A backend is a pair of functions registered for
-a type of device.
+a type of device. Where nothing looks on (`overlooked`), the fused loop is called without torch's dispatcher, which
+takes longer than a small layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plexus.kernels import _numba, _recurrent_loop, _triton, _triton_recurrent
 from plexus.kernels._frame import Dynamics, eager_loop, options_from, out_of_reach, spike_function
 
-__all__ = ["BACKENDS", "Backend", "Operator"]
+__all__ = ["BACKENDS", "Backend", "Direct", "Operator", "overlooked"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,38 @@ if torch.backends.cuda.is_built() and _triton.installed():
         _triton_recurrent.recurrent_forward,
         _triton_recurrent.recurrent_backward,
     )
+
+
+def overlooked(tensors: Iterable[Tensor]) -> bool:
+    """Does nothing look on that has to see an operator: no compiler, tracer, dispatch mode or tensor subclass?"""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or any(type(t) is not Tensor and type(t) is not nn.Parameter for t in tensors)
+    )
+
+
+class Direct(torch.autograd.Function):
+    """A fused loop with its gradient rule, and no operator in between.
+
+    `apply(operator, sizes, rest, *tensors)`: the tensors in groups of these sizes, and what follows them, are the
+    arguments of `operator._run`; `operator._save` and `operator._differentiate` are the rule.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, operator: Any, sizes: Sequence[int], rest: Sequence[Any], *tensors: Tensor) -> Any:
+        remaining = iter(tensors)
+        groups = [[next(remaining) for _ in range(size)] for size in sizes]
+        out = operator._run(*groups, *rest)
+        ctx.operator = operator
+        operator._save(ctx, (*groups, *rest), out)
+        return tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        groups = (part for part in ctx.operator._differentiate(ctx, grads) if part is not None)
+        return None, None, None, *(found for group in groups for found in group)
 
 
 def with_echo(dynamics: Dynamics, out: Tensor, memory: Sequence[Tensor], after: list[Tensor]) -> tuple[Tensor, ...]:
@@ -139,7 +172,14 @@ class Operator:
     ) -> tuple[Tensor, ...]:
         if out_of_reach([*inputs, *memory, *columns]):
             return self.eager(inputs, memory, columns, constants, options)
-        out, *after = self._forward(list(inputs), list(memory), list(columns), list(constants), options)
+        groups, rest = (list(inputs), list(memory), list(columns)), (list(constants), options)
+        tensors = [t for group in groups for t in group]
+        if not overlooked(tensors):
+            out, *after = self._forward(*groups, *rest)
+        elif torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            out, *after = Direct.apply(self, [len(group) for group in groups], rest, *tensors)  # type: ignore[no-untyped-call]
+        else:
+            out, *after = self._run(*groups, *rest)
         return with_echo(self.dynamics, out, memory, after)
 
     def takes(self, x: Tensor) -> bool:
@@ -222,7 +262,8 @@ class Operator:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return (*gradients_again(partial(self._eagerly, ctx), d, (inputs, memory, columns), grads), None, None)
         grad, grad_states = filled_grads(d, inputs[0], memory, grads)
-        found = self._backward(inputs, memory, columns, ctx.constants, ctx.options, grad, grad_states, ctx.learn)
+        back = self._run_back if overlooked([grad, *saved]) else self._backward
+        found = back(inputs, memory, columns, ctx.constants, ctx.options, grad, grad_states, ctx.learn)
         d_inputs, d_states, d_columns = (
             found[:first],
             found[first : first + len(d.states)],

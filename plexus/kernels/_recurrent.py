@@ -17,8 +17,10 @@ from torch import Tensor
 from plexus.kernels._frame import Dynamics, Options, options_from, out_of_reach, spike_function
 from plexus.kernels._operator import (
     BACKENDS,
+    Direct,
     filled_grads,
     gradients_again,
+    overlooked,
     summed_over_samples,
     with_echo,
 )
@@ -89,8 +91,14 @@ class RecurrentOperator:
         if out_of_reach(tensors):
             return self.eager(inputs, memory, columns, weights, places, constants, options)
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        lists = [list(part) for part in (inputs, memory, columns, weights, places, constants)]
-        out, *after = self._forward(*lists, options, keep)
+        groups = [list(part) for part in (inputs, memory, columns, weights, places)]
+        rest = (list(constants), options, keep)
+        if not overlooked([*tensors, *places]):
+            out, *after = self._forward(*groups, *rest)
+        elif keep:
+            out, *after = Direct.apply(self, [len(group) for group in groups], rest, *tensors, *places)  # type: ignore[no-untyped-call]
+        else:
+            out, *after = self._run(*groups, *rest)
         return with_echo(self.dynamics, out, memory, after[: len(memory) - 1])
 
     def takes(self, x: Tensor) -> bool:
@@ -167,9 +175,9 @@ class RecurrentOperator:
             found = gradients_again(partial(self._eagerly, ctx, places), d, parts[:4], grads)
             return (*found, nothing, None, None, None)
         grad, grad_states = filled_grads(d, inputs[0], memory, grads)
-        found = self._backward(
-            *parts, ctx.constants, ctx.options, saved, out, grad, grad_states, ctx.learn, ctx.learn_weights
-        )
+        tensors = [grad, out, *saved, *(t for part in parts for t in part)]
+        back: Any = self._run_back if overlooked(tensors) else self._backward
+        found = back(*parts, ctx.constants, ctx.options, saved, out, grad, grad_states, ctx.learn, ctx.learn_weights)
         groups = []
         for size in (len(inputs), len(d.states), len(d.parameters), len(weights)):
             groups.append(found[:size])

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 BLOCK = 128  # columns of a program: one for each thread of four warps
-LARGE = 64 << 20  # bytes of what is carried between steps that backward keeps at once
+LARGE = 1 << 30  # bytes of what is carried between steps that backward keeps at once: below, it need not step twice
 
 
 def installed() -> bool:
@@ -123,7 +123,7 @@ def _loop(
     """What every loop gets: its extents, what is carried into it, and the units' numbers."""
     o = options_from(dynamics, options)
     units, numbers = unit_numbers(dynamics, o, columns)
-    before = [m.contiguous() for name, m in zip(dynamics.memory, memory, strict=True) if name in dynamics.carried(o)]
+    before = [memory[place].contiguous() for place in o.carried]
     return [len(inputs[0]), memory[0].numel(), units, *before, *numbers]
 
 
@@ -142,5 +142,5 @@ def launch(kernel: Any, like: Tensor, *arguments: Any) -> None:
     """Run the kernel over all columns, on the device of `like`."""
     if like.numel():
         with torch.cuda.device_of(like):
-            given = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
+            given = [a.detach() if isinstance(a, Tensor) and a.requires_grad else a for a in arguments]
             kernel[(-(-like.numel() // BLOCK),)](*given, BLOCK=BLOCK, enable_fp_fusion=False)

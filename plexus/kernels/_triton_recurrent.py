@@ -40,23 +40,24 @@ def recurrent_forward(
     step = kernels(dynamics, options, x, False).forward
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     currents = [x.new_empty(x.shape if keep and w is not None else (0,)) for w in matrices]
+    given = [i.detach().reshape(len(x), *samples).unbind(0) for i in inputs]
+    wide = [current.view(len(x), *samples).unbind(0) if current.numel() else None for current in currents]
     state = {name: _copy(m) for name, m in zip(dynamics.memory, memory, strict=True)}
     assert dynamics.echo is not None
     carried, z = dynamics.carried(o), state[dynamics.echo]
-    for t in range(len(x)):
+    for t, emitted in enumerate(out.unbind(0)):
         rows: list[Any] = []
-        for given, w, current in zip(inputs, matrices, currents, strict=True):
-            now = given[t].detach().reshape(samples)
+        for i, w, current in zip(given, matrices, wide, strict=True):
+            now = i[t]
             if w is not None:
-                now = torch.addmm(now, z.view(samples), w.T)
-            if len(current):
-                current[t] = now.view(x.shape[1:])
+                into = None if current is None else current[t]
+                now = torch.addmm(now, z.view(samples), w.T, out=into)
             rows += [now.contiguous(), 0]
         state[dynamics.echo] = z
         before = [state[name] for name in carried]
         after = [state[name] for name in carried if name != dynamics.echo]  # each column is read, then written
-        launch(step, memory[0], *rows, out[t], 1, z.numel(), units, *before, *numbers, *after, *constants)
-        z = out[t]
+        launch(step, memory[0], *rows, emitted, 1, z.numel(), units, *before, *numbers, *after, *constants)
+        z = emitted
     return [out, *(state[name] for name in dynamics.memory if name != dynamics.echo), *currents]
 
 
