@@ -114,11 +114,10 @@ class SelectiveSteering(Study):
         "had not learnt to refuse, which left its sanity check and with it both questions undecided; ahead of turns "
         "elsewhere were 14.7 points (5.6 to 23.8), of the rivals -0.2 (-5.1 to 4.7).",
         "Forty seeds; the card has five. A run of ten left both questions undecided: ahead of turns elsewhere by 6 "
-        "points with a standard deviation of 21 over seeds, of the rivals by 0.7 with 14. With twenty, seeds 0 to 19 "
-        "gave 14.3 points over turns elsewhere (6.6 to 22.0) and seeds 100 to 119 7.6 (-1.3 to 16.6): two words for "
-        "one effect. The number was doubled after both had been seen and nothing else was changed, so the first "
-        "twenty of these seeds are not unseen. For the rivals such a spread would need more than a thousand seeds. "
-        "Bars are unchanged.",
+        "points with a standard deviation of 21 over seeds, of the rivals by 0.7 with 14. Of two runs of twenty, one "
+        "gave 14.3 points over turns elsewhere (6.6 to 22.0), the other 7.6 (-1.3 to 16.6): two words for one effect. "
+        "The number was doubled after both had been seen, and nothing else was changed. For the rivals such a spread "
+        "would need more than a thousand seeds. Bars are unchanged, the seeds are new.",
         "With four layers the selected and the widest sites are often the same, so that check can hardly hold.",
     )
     seeds = 40
