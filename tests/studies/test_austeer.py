@@ -45,8 +45,8 @@ def test_every_method_tries_as_many_settings(found: dict[str, at.Fitted]) -> Non
         "iti": len(list(at.heads(found, 4))),
         "sadi": len(list(at.masked(found))),
     }
-    assert set(counts.values()) == {90}
-    assert study.tune(SMOKE).budget["caa"] == 90
+    assert set(counts.values()) == {120}
+    assert study.tune(SMOKE).budget["caa"] == 120
 
 
 def test_edits_are_what_the_methods_say(found: dict[str, at.Fitted]) -> None:
@@ -84,7 +84,7 @@ def test_choosing_takes_the_best_and_counts(prepared: Prepared, found: dict[str,
     best, value, tried = at.best(iter(candidates), score)
     assert value == max(values)
     assert best.setting == candidates[values.index(value)].setting
-    assert tried == 30
+    assert tried == 40
 
 
 @pytest.mark.parametrize("arm", ["base", "austeer, ffn", "flipped", "random", "matched", "caa", "iti", "answer bias"])

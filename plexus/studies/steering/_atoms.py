@@ -21,9 +21,9 @@ from plexus.units import Neurons, Scores, Site
 
 KINDS = ("attention", "ffn", "layer")
 COUNTS = (2, 4, 8, 16, 32)
-STRENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
-SHIFTS = tuple(0.05 * 4000 ** (i / 44) for i in range(45))
-"""How far whole vectors are moved, 0.05 to 200 times the mean difference: as many settings as the other methods try."""
+STRENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+SHIFTS = tuple(0.05 * 40000 ** (i / 59) for i in range(60))
+"""How far whole vectors are moved, 0.05 to 2000 times the mean difference: as many settings as other methods try."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ def heads(found: dict[str, Fitted], count: int) -> Iterator[Candidate]:
             ranked.append((fit.score(x[test].numpy(), y[test].numpy()), site, head, direction * (x @ direction).std()))
     ranked.sort(key=lambda entry: -entry[0])
     width = states.right.sizes[states.right.sites[0]] // count
-    strengths = tuple(0.25 * 800 ** (i / 17) for i in range(18))
+    strengths = tuple(0.25 * 8000 ** (i / 23) for i in range(24))
     for k, strength in itertools.product((1, 2, 4, 6, 8), strengths):
         shift = {site: torch.zeros(states.right.sizes[site], dtype=torch.float64) for site in states.right.sites}
         for _, site, head, push in ranked[:k]:
