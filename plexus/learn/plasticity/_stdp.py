@@ -103,8 +103,8 @@ class PairSTDP:
         """The change over the steps of the signals, and the traces after them."""
         batch = signals.pre.shape[1]
         here = signals.pre.device
-        share = torch.ones((), device=here) if modulator is None else torch.as_tensor(modulator, device=here)
-        share = share.expand(batch)
+        given = signals.pre.new_ones(()) if modulator is None else torch.as_tensor(modulator, device=here)
+        share = given.expand(batch)
         if self.reduction == "mean":
             share = share / batch
         pre = self._traces(signals.pre, state.pre.to(here), self.tau_plus)

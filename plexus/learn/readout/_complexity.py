@@ -87,7 +87,6 @@ class LZCClassifier(Parameters):
             out = self.model(steps.to(device_of(self.model)))
             spikes = out[0] if isinstance(out, tuple) else out
             x = spikes.permute(1, 2, 0)
-        x = x.cpu()
         each = entropy_rate_bound(x) if self.control == "rate" else lz_complexity(x, self.method)
         features = np.asarray(each)
         if features.shape[1] > 1:

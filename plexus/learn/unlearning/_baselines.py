@@ -297,7 +297,8 @@ def _scattered(betas: Tensor, total: int, generator: torch.Generator | None) -> 
     """`[total]`: the factors at random places, NaN elsewhere."""
     if betas.numel() > total:
         raise RangeError("more dampened entries than there are", given=betas.numel(), expected=total)
-    places = torch.randperm(total, generator=generator)[: betas.numel()]
+    drawn = None if generator is None else generator.device
+    places = torch.randperm(total, generator=generator, device=drawn).cpu()[: betas.numel()]
     factor = torch.full((total,), torch.nan)
     factor[places] = betas.flatten().float().cpu()
     return factor
