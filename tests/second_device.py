@@ -97,10 +97,10 @@ def across(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             t.dim() and not isinstance(t, Second) for t in compared
         ):
             raise RuntimeError(f"Expected all tensors to be on the same device, but found two: {func}")
-        generator = kwargs.get("generator")
-        if generator is not None and generator.device.type == "cpu":
-            raise RuntimeError("Expected a generator of the second device but found 'cpu'")
     there = second if told is None else torch.device(told).type == SECOND.type
+    generator = kwargs.get("generator")
+    if there and generator is not None and generator.device.type == "cpu":
+        raise RuntimeError("Expected a generator of the second device but found 'cpu'")
     if func is ops.copy_.default:
         there = isinstance(args[0], Second)
     plain = tree_map(lambda x: x.held if isinstance(x, Second) else x, (args, kwargs))
