@@ -59,7 +59,7 @@ class SpokenDigits:
 
     def __getitem__(self, chosen: Tensor | Sequence[int]) -> SpokenDigits:
         """Some of the recordings, by a boolean mask or by their places."""
-        places = torch.as_tensor(chosen)
+        places = torch.as_tensor(chosen, device="cpu")
         places = places.nonzero().squeeze(1) if places.dtype == torch.bool else places.long()
         return replace(
             self,
@@ -222,8 +222,8 @@ def log_mel(
     if len(audio) < length:
         audio = torch.nn.functional.pad(audio, (0, length - len(audio)))
     size = 1 << (length - 1).bit_length()
-    frames = audio.unfold(0, length, step) * torch.hann_window(length, dtype=audio.dtype)
+    frames = audio.unfold(0, length, step) * torch.hann_window(length, dtype=audio.dtype, device=audio.device)
     power = torch.fft.rfft(frames, size).abs().square()
-    filters = mel_filters(bands, size // 2 + 1, rate, low=low, high=high).to(audio.dtype)
+    filters = mel_filters(bands, size // 2 + 1, rate, low=low, high=high).to(audio)
     spectrogram: Tensor = (power @ filters.T + floor).log()
     return spectrogram

@@ -71,7 +71,9 @@ def event_frames(
     if spread:
         if generator is None:
             raise RangeError("a spread of thresholds is drawn", mend="pass generator=torch.Generator().manual_seed(…)")
-        own = torch.randn(frames.shape[-2:], generator=generator, dtype=torch.float64).to(frames)
+        own = torch.randn(frames.shape[-2:], generator=generator, dtype=torch.float64, device=generator.device).to(
+            frames
+        )
         level = threshold * (1 + spread * own).clamp(min=0.1)  # a pixel without a threshold would never fall silent
     residual = torch.zeros_like(frames[0]) if len(frames) else frames.new_zeros(frames.shape[1:])
     out = frames.new_zeros(*frames.shape[:-2], 2, *frames.shape[-2:])
@@ -192,7 +194,7 @@ def saccade_movie(
             given=(tuple(image.shape), tuple(velocity.shape)),
             expected="[height, width] and [time, 2]",
         )
-    walk = velocity.double().cumsum(0)
+    walk = velocity.cpu().double().cumsum(0)
     room = torch.tensor(image.shape, dtype=torch.float64) - torch.tensor(size, dtype=torch.float64)
     low, high = -walk.amin(0), room - walk.amax(0)
     if start is None:

@@ -213,7 +213,7 @@ def time_surface(
         [[1.0, 0.0], [0.3678794503211975, 1.0]]
     """
     stream = _stream(events, shape)
-    at = torch.as_tensor(times, dtype=torch.float64)
+    at = torch.as_tensor(times, dtype=torch.float64, device="cpu")
     if not tau > 0:
         raise RangeError("tau must be positive", given=tau, expected="ms > 0")
     if at.dim() != 1 or bool((at.diff() < 0).any()):

@@ -56,6 +56,8 @@ class EventSet:
     name: str = ""
 
     def __post_init__(self) -> None:
+        for name, numbers in (("label", self.label), ("group", self.group)):
+            object.__setattr__(self, name, None if numbers is None else numbers.cpu())
         if self.group is not None and len(self.group) != len(self.label):
             raise ShapeError("groups do not match labels", given=(len(self.group), len(self.label)))
 
@@ -78,6 +80,7 @@ class EventSet:
 
     def subset(self, index: Tensor) -> EventSet:
         """The samples of an index or a mask, in that order."""
+        index = index.cpu()
         index = index.nonzero().flatten() if index.dtype == torch.bool else index
         chosen, read = index.tolist(), self.read
         group = None if self.group is None else self.group[index]

@@ -23,7 +23,7 @@ _SLACK = 1e-6  # of a step: a time that was stored as a rounded multiple of dt b
 
 
 class EventStream:
-    """Sorted events: `EventStream(t, address, shape)`.
+    """Sorted events: `EventStream(t, address, shape)`. It lies in main memory, wherever the tensors come from.
 
     Args:
         t: time of each event in ms, `[event]`, ascending and finite; kept as float64.
@@ -49,8 +49,8 @@ class EventStream:
         address: Tensor | Sequence[int] | Sequence[Sequence[int]],
         shape: Sequence[int] | None = None,
     ) -> None:
-        self.t = torch.as_tensor(t, dtype=torch.float64)
-        address = torch.as_tensor(address)
+        self.t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        address = torch.as_tensor(address, device="cpu")
         if address.numel() == 0:
             address = address.long().reshape(0, len(shape) if shape is not None else max(address.dim(), 1))
         if address.is_floating_point() or address.is_complex() or address.dtype == torch.bool:
@@ -105,8 +105,9 @@ class EventStream:
             >>> EventStream.sorted([2.0, 1.0], [0, 1], shape=(2,)).address.flatten().tolist()
             [1, 0]
         """
-        order = torch.argsort(torch.as_tensor(t, dtype=torch.float64), stable=True)
-        return cls(torch.as_tensor(t, dtype=torch.float64)[order], torch.as_tensor(address)[order], shape)
+        t, address = torch.as_tensor(t, dtype=torch.float64, device="cpu"), torch.as_tensor(address, device="cpu")
+        order = torch.argsort(t, stable=True)
+        return cls(t[order], address[order], shape)
 
     @classmethod
     def from_dense(cls, dense: Tensor, dt: float = 1.0) -> EventStream:

@@ -51,8 +51,9 @@ class Labelled:
             raise RangeError("a split needs a fraction between 0 and 1", given=fraction)
         generator = torch.Generator().manual_seed(seed)
         first = torch.zeros(len(self), dtype=torch.bool)
-        for label in self.y.unique():
-            members = (self.y == label).nonzero().squeeze(1)
+        y = self.y.cpu()
+        for label in y.unique():
+            members = (y == label).nonzero().squeeze(1)
             order = torch.randperm(len(members), generator=generator)
             first[members[order[: round(fraction * len(members))]]] = True
         return self[first], self[~first]

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from plexus.errors import DeviceError
+
 __all__ = ["scatter_events"]
 
 
@@ -24,7 +26,10 @@ def scatter_events(events: Tensor, synapses: Tensor, weight: Tensor, starts: Ten
         synapses: `[synapse, 4]`, int64: target, delay in steps, v, u; those of a source stand together.
         weight: `[synapse]`, of the dtype of `out`.
         starts: `[source + 1]`, int64: where the synapses of each source begin.
-        out: contiguous, on the CPU.
+        out: contiguous, on the CPU; the others are moved there.
+
+    Raises:
+        DeviceError: out lies elsewhere.
 
     Examples:
         >>> import torch
@@ -33,7 +38,9 @@ def scatter_events(events: Tensor, synapses: Tensor, weight: Tensor, starts: Ten
         >>> scatter_events(events, synapses, torch.tensor([0.5]), torch.tensor([0, 1]), out), out.flatten().tolist()
         (1, [0.0, 0.0, 0.5, 0.0])
     """
-    arrays = (part.detach().contiguous().numpy() for part in (events, synapses, weight, starts))
+    if out.device.type != "cpu":
+        raise DeviceError("events are scattered in main memory", given=out.device, expected="cpu", mend="out.cpu()")
+    arrays = (part.detach().cpu().contiguous().numpy() for part in (events, synapses, weight, starts))
     return int(_loop()(*arrays, out.detach().numpy()))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from plexus.errors import RangeError, UnknownNameError
+from plexus.kernels._draws import uniform
 from plexus.kernels._meta_model import META_DYNAMICS
 from plexus.kernels._neuron import BackendName, Neuron, Slope
 from plexus.units._port import Port
@@ -134,5 +135,5 @@ def logistic_noise(like: Tensor, generator: torch.Generator | None = None) -> Te
     """
     # in float32 the tails end at ±17; half precision would have hardly any
     dtype = torch.promote_types(like.dtype, torch.float32)
-    uniform = torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator)
-    return torch.logit(uniform, eps=torch.finfo(dtype).eps / 4).to(like.dtype)
+    drawn = uniform(like.shape, dtype=dtype, device=like.device, generator=generator)
+    return torch.logit(drawn, eps=torch.finfo(dtype).eps / 4).to(like.dtype)

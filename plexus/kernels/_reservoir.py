@@ -298,6 +298,7 @@ def homeostatic_steps(
     """
     _check(drive, weight, initial, activation)
     leaks = torch.as_tensor(leak, dtype=drive.dtype, device=drive.device).expand(drive.shape[-1]).contiguous()
+    plastic, signs, target = (part.to(drive.device) for part in (plastic, signs, target))
     if drive.device.type != "cpu" or drive.dtype not in (torch.float32, torch.float64):
         return homeostatic_steps_reference(
             drive, weight, plastic, signs, initial, target, rate, leak=leaks, activation=activation

@@ -5,9 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from plexus.errors import UnknownNameError
 
-__all__ = ["Parameters"]
+__all__ = ["Parameters", "as_labels", "classifier_tags"]
 
 
 class Parameters:
@@ -33,6 +37,11 @@ class Parameters:
         defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
         shown = (f"{k}={v!r}" for k, v in self.get_params().items() if repr(v) != repr(defaults[k]))
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def as_labels(y: Any) -> NDArray[Any]:
+    """Labels as an array; those of a tensor come from wherever it lies."""
+    return np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
 
 
 def classifier_tags() -> Any:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnsupportedError
+from plexus.nn._places import device_of
 from plexus.nn._sequential import Sequential
 from plexus.nn.neurons._signed_if import SignedIF
 from plexus.units._evaluating import evaluating
@@ -121,7 +122,7 @@ def quantise_activations(model: nn.Module, levels: int = 4, *, batch: Tensor | N
         raise UnsupportedError(
             "the model has no rectifier to quantise", mend="use nn.ReLU modules, not functions, for its activations"
         )
-    made = {id(old): QuantisedReLU(levels) for _, old in places}
+    made = {id(old): QuantisedReLU(levels).to(device_of(model)) for _, old in places}
     for name, old in places:
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, made[id(old)])

@@ -136,7 +136,8 @@ class DelayedConv(DelayedSynapses):
         x = self._padded(x)
         steps, batch, _, height, width = x.shape
         size = (steps, batch, height - self.kernel[0] + 1, width - self.kernel[1] + 1)
-        limit = torch.tensor(size, device=places.device)
+        places = places.to(x.device)
+        limit = torch.tensor(size, device=x.device)
         if places.dim() != 2 or places.shape[1] != 4:
             raise ShapeError("places are rows of t, b, y, x", given=tuple(places.shape), expected="[place, 4]")
         if bool(((places < 0) | (places >= limit)).any()):
@@ -234,7 +235,7 @@ def winner_spikes(evidence: Tensor, threshold: Tensor | float, *, dim: int = 2) 
     """
     best = evidence.argmax(dim, keepdim=True)
     if isinstance(threshold, Tensor) and threshold.dim():
-        threshold = threshold.view(-1, *(1,) * (evidence.dim() - dim % evidence.dim() - 1))
+        threshold = threshold.to(evidence.device).view(-1, *(1,) * (evidence.dim() - dim % evidence.dim() - 1))
     fired = torch.zeros_like(evidence).scatter_(dim, best, 1.0)
     return fired * (evidence > threshold).to(evidence.dtype)
 

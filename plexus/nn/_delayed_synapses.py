@@ -183,7 +183,7 @@ class DelayedSynapses(nn.Module):
     def _arrivals(self, stream: EventStream, steps: int, size: tuple[int, int], pad: tuple[int, int]) -> EventDriven:
         """Visit the synapses of every event; the result is `[time, target, *size]` without bias."""
         weight = self.effective.detach()
-        found = self.synapses()
+        found = SynapseList(*(part.cpu() for part in self.synapses()))
         sources, axes = weight.shape[1], found.address.shape[1]
         spatial = torch.zeros(len(found.target), 2, dtype=torch.int64)
         place = torch.zeros(len(stream), 3, dtype=torch.int64)
@@ -198,5 +198,5 @@ class DelayedSynapses(nn.Module):
             raise RangeError("an event lies before time 0", given=f"{float(stream.t[0]):g} ms")
         events = torch.cat([at.unsqueeze(1), place], 1)
         out = weight.new_zeros(steps, weight.shape[0], *size, device="cpu")
-        operations = scatter_events(events, rows.cpu(), found.weight.cpu(), starts.cpu(), out)
+        operations = scatter_events(events, rows, found.weight, starts, out)
         return EventDriven(out, operations)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import PlexusError, RangeError, UnsupportedError
+from plexus.kernels._draws import drawn_
 from plexus.nn._constraints import Constraint, NonNegative
 
 __all__ = ["EICurrents", "EILayer", "EIStatistics", "SilentInputWarning"]
@@ -97,8 +98,8 @@ class EILayer(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the excitatory weights anew, with mean 1 until a batch gives them their scale."""
         self._own()
-        self.weight_ee.exponential_(generator=generator)
-        self.weight_ie.exponential_(generator=generator)
+        for weight in (self.weight_ee, self.weight_ie):
+            drawn_(weight, lambda t: t.exponential_(generator=generator), generator)
         self.weight_ei.fill_(1 / self.inhibitory_units)
         for parameter, value in ((self.gain_i, 1.0), (self.gain_e, 1.0), (self.bias, 0.0)):
             if parameter is not None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnsupportedError
+from plexus.kernels._draws import drawn_
 from plexus.nn._sequential import Sequential, Stateful
 from plexus.nn.neurons import LIF
 from plexus.units._evaluating import evaluating
@@ -82,7 +83,8 @@ def fluctuation_driven_(
         raise RangeError(
             "the mean alone fluctuates more than xi allows", given=f"mean {mean:g}, xi {xi:g}", mend="lower both"
         )
-    return weight.normal_(weight_mean, math.sqrt(second - weight_mean**2), generator=generator)
+    std = math.sqrt(second - weight_mean**2)
+    return drawn_(weight, lambda t: t.normal_(weight_mean, std, generator=generator), generator)
 
 
 @torch.no_grad()

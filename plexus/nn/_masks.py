@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnknownNameError, UnsupportedError
 from plexus.nn._constraints import MASKED
+from plexus.nn._places import place_of
 from plexus.nn.synapses._groups import Wiring
 
 __all__ = ["MaskedLinear", "fan_in_", "mask_parameter_", "unmask_parameter_"]
@@ -119,8 +120,9 @@ def fan_in_(layer: nn.Module, *, generator: torch.Generator | None = None) -> nn
     draw = torch.rand(weight.shape, generator=generator) * (2 * bound) - bound
     heard = torch.full((len(weight),), float(inputs))
     if mask is not None:
-        heard = mask.flatten(1).sum(1).float().cpu()
-        draw = draw * mask.cpu() * (inputs / heard.clamp(min=1)).sqrt().view(-1, *[1] * (weight.dim() - 1))
+        mask = mask.to(draw.device)
+        heard = mask.flatten(1).sum(1).float()
+        draw = draw * mask * (inputs / heard.clamp(min=1)).sqrt().view(-1, *[1] * (weight.dim() - 1))
     weight.copy_(draw)
     bias = layer._parameters.get("bias")
     if bias is not None:
@@ -153,7 +155,7 @@ class MaskedLinear(nn.Linear):
         silent = int((~wiring.mask.bool().any(1)).sum())
         if silent:
             raise RangeError("there are units without any input", given=silent, mend="draw the mask again, or denser")
-        super().__init__(wiring.mask.shape[1], wiring.mask.shape[0], bias=bias)
+        super().__init__(wiring.mask.shape[1], wiring.mask.shape[0], bias=bias, device=place_of(wiring.mask))
         mask_parameter_(self, "weight", wiring)
         fan_in_(self, generator=generator)
 

@@ -33,8 +33,9 @@ class OrientationRing:
     """b."""
 
     def drive(self, stimuli: Tensor) -> Tensor:
-        """Feed-forward drive by orientations `[stimulus]` in radians: `[stimulus, unit]`."""
-        return torch.exp(self.width * (torch.cos(2 * (self.preferred - stimuli[:, None])) - 1)) + self.baseline
+        """Feed-forward drive by orientations `[stimulus]` in radians: `[stimulus, unit]`, where these lie."""
+        preferred, width = self.preferred.to(stimuli.device), self.width.to(stimuli.device)
+        return torch.exp(width * (torch.cos(2 * (preferred - stimuli[:, None])) - 1)) + self.baseline
 
 
 def orientation_ring(

@@ -73,11 +73,12 @@ class RecurrentAutoencoder(nn.Module):
         batch: int = 128,
     ) -> None:
         """Train on `x` `[sample, feature]` with Adam, starting from its principal components."""
+        x = x.to(self.encode.device)
         with torch.no_grad():
             self._start(x, generator)
         optimizer = torch.optim.Adam(self.parameters(), lr=rate)
         for _ in range(steps):
-            now = x[torch.randint(len(x), (batch,), generator=generator)]
+            now = x[torch.randint(len(x), (batch,), generator=generator, device=generator.device).to(x.device)]
             rates = self.net.steady_state(self.drive(now), tol=1e-3)
             error = (now - self.centre - rates @ self.decode.T).square().sum(1)
             optimizer.zero_grad()
@@ -95,5 +96,5 @@ class RecurrentAutoencoder(nn.Module):
         self.bias.copy_(-(self.encode @ mean))
         self.decode.copy_(torch.linalg.pinv(self.encode))
         self.centre.copy_(mean)
-        weight = torch.randn(self.units, self.units, generator=generator)
+        weight = torch.randn(self.units, self.units, generator=generator, device=generator.device)
         self.net.weight.copy_(0.1 * weight / math.sqrt(self.units))

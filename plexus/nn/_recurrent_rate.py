@@ -252,4 +252,4 @@ class RecurrentRate(nn.Module):
                 given=tuple(gain.shape),
                 expected=f"[{self.units}] or [batch, {self.units}]",
             )
-        return gain.to(self.weight.dtype)
+        return gain.to(self.weight)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from plexus.errors import RangeError, SiteError, UnknownNameError, UnsupportedError
 from plexus.learn.homeostasis._gain_control import GainControl
+from plexus.nn._places import device_of
 from plexus.units._engine import attach
 from plexus.units._evaluating import evaluating
 from plexus.units._pass import Visit
@@ -56,6 +57,7 @@ class _Gain:
         self.units = getattr(module, "hidden_size", None) or getattr(module, "units", None)
         self.gain: Tensor | None = None
         self.in_loop = False
+        self.device = device_of(model)
 
     def __call__(self, values: Tensor, visit: Visit) -> Tensor | None:
         if self.gain is None:
@@ -71,7 +73,7 @@ class _Gain:
                 mend="where='readout' in the site puts the gains on what the layer gives out",
             )
         self.in_loop = True
-        self.gain = torch.ones(self.units)
+        self.gain = torch.ones(self.units, device=self.device)
         return Port(gain=self.gain)
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import PlexusError, RangeError, ShapeError, UnknownNameError, UnsupportedError
+from plexus.kernels._draws import uniform
 from plexus.kernels._reservoir import homeostatic_steps
 from plexus.nn.reservoirs._echo_state import EchoState, dale_signs
 from plexus.probe._dynamics import EchoCheck, echo_state
@@ -137,6 +138,11 @@ class InhibitoryHomeostasis:
         self.rate_error = float("nan")
         """Rate error of the last window run; NaN before."""
 
+    def _placed(self) -> None:
+        """What was made from the weight follows it, where the module was moved since."""
+        device = self._weight().device
+        self.signs, self.plastic, self.targets = (t.to(device) for t in (self.signs, self.plastic, self.targets))
+
     def _weight(self) -> Tensor:
         w = getattr(self.module, self._name, None)
         if not isinstance(w, Tensor) or w.dim() != 2 or w.shape[0] != w.shape[1]:
@@ -148,7 +154,7 @@ class InhibitoryHomeostasis:
 
     def _targets(self, target: float | Tensor, spread: float, generator: torch.Generator | None) -> Tensor:
         w = self._weight()
-        rho = torch.as_tensor(target, dtype=torch.float64)
+        rho = torch.as_tensor(target, dtype=torch.float64, device=w.device)
         if rho.dim() > 1 or (rho.dim() == 1 and len(rho) != len(w)):
             raise ShapeError("targets do not fit the units", given=tuple(rho.shape), expected=f"one, or [{len(w)}]")
         if not bool(((rho > 0) & (rho < 1)).all()):
@@ -157,8 +163,8 @@ class InhibitoryHomeostasis:
         if spread > 0:
             if generator is None:
                 raise RangeError("heterogeneous targets need a generator", mend="pass generator=torch.Generator()")
-            noise = 2 * torch.rand(len(w), generator=generator, dtype=torch.float64) - 1
-            rho = (rho + spread * noise).clamp(0.03, 0.97)
+            noise = uniform((len(w),), dtype=torch.float64, device=w.device, generator=generator)
+            rho = (rho + spread * (2 * noise - 1)).clamp(0.03, 0.97)
         return rho.to(w.dtype)
 
     def run(
@@ -192,6 +198,8 @@ class InhibitoryHomeostasis:
             )
         if not bool(torch.isfinite(u).all()):
             raise RangeError("the stream holds NaN or infinity")
+        self._placed()
+        u = u.to(self.targets.device)
         old, before = self._weight().clone(), self.rate_error
         try:
             history, steps = self._adapt(u[: self.max_steps], state)
@@ -297,6 +305,7 @@ class InhibitoryHomeostasis:
         module = self.module
         if not isinstance(module, EchoState) or module.activation != "sigmoid" or self._kind != "inhibitory":
             raise UnsupportedError("the one-shot design is for the inhibition of an EchoState of sigmoid units")
+        self._placed()
         w = module.weight
         inhibition = -torch.where(self.plastic, w, torch.zeros_like(w))
         excitation = w + inhibition

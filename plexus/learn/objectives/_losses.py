@@ -46,7 +46,7 @@ def cross_entropy_count(spikes: Tensor, y: Tensor) -> Tensor:
         >>> round(cross_entropy_count(torch.zeros(5, 2, 4), torch.tensor([0, 3])).item(), 4)                 # ln 4
         1.3863
     """
-    _check(spikes, y)
+    y = _checked(spikes, y)
     return cross_entropy(decoding.count(spikes), y)
 
 
@@ -66,7 +66,7 @@ def cross_entropy_latency(spikes: Tensor, y: Tensor, tau: float = 5.0, dt: float
         >>> cross_entropy_latency(spikes, torch.tensor([0])) < cross_entropy_latency(spikes, torch.tensor([1]))
         tensor(True)
     """
-    _check(spikes, y)
+    y = _checked(spikes, y)
     if not tau > 0:
         raise RangeError("the scale of times must be positive", given=tau, expected="ms > 0")
     return cross_entropy(-decoding.first_spike(spikes, dt) / tau, y)
@@ -85,7 +85,7 @@ def cross_entropy_membrane(potential: Tensor, y: Tensor, of: Literal["peak", "me
         >>> round(cross_entropy_membrane(torch.zeros(5, 2, 4), torch.tensor([0, 3])).item(), 4)                 # ln 4
         1.3863
     """
-    _check(potential, y)
+    y = _checked(potential, y)
     if of not in _POTENTIALS:
         raise UnknownNameError.among("readout of the potential", of, _POTENTIALS)
     return cross_entropy(_POTENTIALS[of](potential), y)
@@ -103,7 +103,7 @@ def cross_entropy_over_time(potential: Tensor, y: Tensor) -> Tensor:
         >>> round(cross_entropy_over_time(torch.zeros(5, 2, 4), torch.tensor([0, 3])).item(), 4)                 # ln 4
         1.3863
     """
-    _check(potential, y)
+    y = _checked(potential, y)
     return cross_entropy(potential.flatten(0, 1), y.expand(potential.shape[:2]).flatten())
 
 
@@ -120,7 +120,7 @@ def spike_count_loss(spikes: Tensor, y: Tensor, right: float = 0.8, wrong: float
         >>> round(spike_count_loss(torch.zeros(5, 1, 2), torch.tensor([0]), right=1.0, wrong=0.0).item(), 6)
         0.5
     """
-    _check(spikes, y)
+    y = _checked(spikes, y)
     if not (0 <= wrong <= 1 and 0 <= right <= 1):
         raise RangeError("a share of steps lies in [0, 1]", given=(right, wrong))
     wanted = wrong + (right - wrong) * one_hot(y, spikes.shape[-1]).to(spikes.dtype)
@@ -153,11 +153,12 @@ def van_rossum_loss(spikes: Tensor, target: Tensor, tau: float = 20.0, dt: float
         )
     if not (tau > 0 and dt > 0):
         raise RangeError("times must be positive", given=(tau, dt), expected="ms > 0")
-    traces, _ = decaying_sum(spikes - target, decay=math.exp(-dt / tau))
+    traces, _ = decaying_sum(spikes - target.to(spikes.device), decay=math.exp(-dt / tau))
     return traces.square().sum() * (dt / tau) / spikes.shape[1]
 
 
-def _check(x: Tensor, y: Tensor) -> None:
+def _checked(x: Tensor, y: Tensor) -> Tensor:
+    """The labels, where the outputs lie."""
     if x.dim() != 3 or y.shape != x.shape[1:2]:
         raise ShapeError(
             "labels do not match the outputs",
@@ -169,3 +170,4 @@ def _check(x: Tensor, y: Tensor) -> None:
         raise DtypeError("labels are integers", given=y.dtype, expected="int64")
     if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < x.shape[-1]:
         raise RangeError("a label is no class", given=(int(y.min()), int(y.max())), expected=f"0 to {x.shape[-1] - 1}")
+    return y.to(x.device)

@@ -40,6 +40,7 @@ def sequence_log_prob(logits: Tensor, tokens: Tensor, counted: Tensor) -> Tensor
             given=f"{tuple(logits.shape)}, {tuple(tokens.shape)}, {tuple(counted.shape)}",
             expected="[row, token, word], [row, token], [row, token]",
         )
+    tokens, counted = tokens.to(logits.device), counted.to(logits.device)
     said = logits[:, :-1].float().log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
     return (said * counted[:, 1:]).sum(1)
 
@@ -70,5 +71,6 @@ def direct_preference(
     shapes = [tuple(part.shape) for part in (chosen, rejected, chosen_before, rejected_before)]
     if len(set(shapes)) > 1 or chosen.dim() != 1:
         raise ShapeError("pairs of answers do not line up", given=shapes, expected="[pair]")
-    margin = (chosen - chosen_before.detach()) - (rejected - rejected_before.detach())
+    rejected, *before = (part.to(chosen.device) for part in (rejected, chosen_before, rejected_before))
+    margin = (chosen - before[0].detach()) - (rejected - before[1].detach())
     return -F.logsigmoid(beta * margin).mean()

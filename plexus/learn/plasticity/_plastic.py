@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from plexus.errors import RangeError, UnsupportedError
 from plexus.learn.plasticity._homeostatic_threshold import HomeostaticThreshold
@@ -72,7 +73,9 @@ class Plastic(nn.Module):
         post, pre = self.synapse.weight.shape
         neuron: Any = self.neuron
         dtype = dtype or self.synapse.weight.dtype
-        return PlasticState(neuron.initial_state(batch, dtype=dtype), self.rule.init(batch, pre, post, dtype=dtype))
+        traces, device = self.rule.init(batch, pre, post, dtype=dtype), self.synapse.weight.device
+        rule = tree_map(lambda part: part.to(device) if isinstance(part, Tensor) else part, traces)
+        return PlasticState(neuron.initial_state(batch, dtype=dtype), rule)
 
     def forward(self, x: Tensor, state: PlasticState | None = None) -> tuple[Tensor, PlasticState]:
         """Spikes `[time, batch, post]` of the inputs `[time, batch, pre]`; nothing is learned."""

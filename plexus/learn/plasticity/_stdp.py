@@ -102,11 +102,13 @@ class PairSTDP:
     ) -> tuple[Tensor, PairTraces]:
         """The change over the steps of the signals, and the traces after them."""
         batch = signals.pre.shape[1]
-        share = signals.pre.new_ones(batch) if modulator is None else torch.as_tensor(modulator).expand(batch)
+        here = signals.pre.device
+        given = signals.pre.new_ones(()) if modulator is None else torch.as_tensor(modulator, device=here)
+        share = given.expand(batch)
         if self.reduction == "mean":
             share = share / batch
-        pre = self._traces(signals.pre, state.pre, self.tau_plus)
-        post = self._traces(signals.post, state.post, self.tau_minus)
+        pre = self._traces(signals.pre, state.pre.to(here), self.tau_plus)
+        post = self._traces(signals.post, state.post.to(here), self.tau_minus)
         share = share.to(pre.dtype).unsqueeze(-1)
         delta = self.potentiation * _outer(signals.post * share, pre[1:])
         faded = post[:-1] * math.exp(-self.dt / self.tau_minus)

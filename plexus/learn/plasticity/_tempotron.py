@@ -23,14 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnsupportedError
-from plexus.learn._parameters import Parameters, classifier_tags
+from plexus.kernels._draws import uniform
+from plexus.learn._parameters import Parameters, as_labels, classifier_tags
 from plexus.nn import MetaNeuron, intrinsic_parameters
 
 __all__ = ["Tempotron"]
 
 
 class Tempotron(Parameters):
-    """Tempotron in the manner of scikit-learn; inputs are spikes `[sample, channel, time]`.
+    """Tempotron in the manner of scikit-learn; inputs are spikes `[sample, channel, time]`; it learns where
+    they lie.
 
     Two classes share one neuron, which spikes for the second of them; more have one neuron each, and the one that comes
     furthest above its threshold wins.
@@ -105,22 +107,19 @@ class Tempotron(Parameters):
                 given=self,
                 expected="rate > 0, intrinsic_rate >= 0, batch >= 1, 0 <= momentum < 1",
             )
-        labels = np.asarray(y)
+        labels = as_labels(y)
         if labels.shape != (len(x),):
             raise ShapeError("labels do not match samples", given=labels.shape, expected=(len(x),))
         self.classes_, index = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise RangeError("a classifier needs two classes", given=self.classes_.tolist())
         units = 1 if len(self.classes_) == 2 else len(self.classes_)
-        self.neuron_ = self._neuron(units)
-        wanted = torch.from_numpy(index) == 1 if units == 1 else None
-        if wanted is None:
-            goal = nn.functional.one_hot(torch.from_numpy(index), units).bool()
-        else:
-            goal = wanted.unsqueeze(1)
+        self.neuron_ = self._neuron(units).to(x.device)
+        place = torch.from_numpy(index).to(x.device)
+        goal = (place == 1).unsqueeze(1) if units == 1 else nn.functional.one_hot(place, units).bool()
         generator = self.generator or torch.Generator().manual_seed(0)
-        weight = torch.randn(units, x.shape[1], generator=generator) * self.scale / x.shape[1] ** 0.5
-        self.weight_ = weight.to(x.dtype).requires_grad_()
+        weight = torch.randn(units, x.shape[1], generator=generator, device=generator.device)
+        self.weight_ = (weight * self.scale / x.shape[1] ** 0.5).to(x).requires_grad_()
         groups: list[dict[str, Any]] = [{"params": [self.weight_], "lr": self.rate}]
         own = list(intrinsic_parameters(self.neuron_))
         groups += [{"params": own, "lr": self.intrinsic_rate}] if own else []
@@ -128,7 +127,8 @@ class Tempotron(Parameters):
         self.errors_ = []
         for _ in range(self.epochs):
             wrong = 0.0
-            for rows in torch.randperm(len(x), generator=generator).split(self.batch):
+            order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
+            for rows in order.split(self.batch):
                 optimizer.zero_grad()
                 loss, errors = self._loss(x[rows], goal[rows], generator)
                 wrong += errors
@@ -157,7 +157,7 @@ class Tempotron(Parameters):
         peak = torch.where(begun, above, -torch.inf).max(-1).values.clamp(min=-1e9)
         if self.neuron_.stochastic:
             chance = self._chance(above.detach())
-            fired = torch.rand(chance.shape, generator=generator, dtype=chance.dtype) < chance
+            fired = uniform(chance.shape, dtype=chance.dtype, device=chance.device, generator=generator) < chance
         else:
             fired = peak > 0
         wrong = fired != goal
@@ -168,7 +168,8 @@ class Tempotron(Parameters):
         """V - θ, `[sample, neuron, time]`."""
         steps = x.shape[-1]
         current = torch.einsum("ci,sit->sct", self.weight_, x)
-        lag = torch.arange(steps).unsqueeze(1) - torch.arange(steps)  # [time, time of the input spike]
+        now = torch.arange(steps, device=x.device)
+        lag = now.unsqueeze(1) - now  # [time, time of the input spike]
         kernel = self.kernel(steps).to(x.dtype)
         response = torch.where(lag >= 0, kernel[:, lag.clamp(min=0)], 0.0)
         potential = torch.einsum("cut,sct->scu", response, current)
@@ -217,7 +218,7 @@ class Tempotron(Parameters):
             found = torch.logit(self._chance(above), eps=1e-12)
         else:
             found = above.max(-1).values
-        return np.asarray(found.squeeze(1).numpy() if len(self.classes_) == 2 else found.numpy())
+        return np.asarray((found.squeeze(1) if len(self.classes_) == 2 else found).cpu())
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The label of each sample; of a stochastic neuron the likeliest."""
@@ -226,7 +227,7 @@ class Tempotron(Parameters):
 
     def score(self, X: Any, y: Any) -> float:
         """Share of samples whose label is right."""
-        return float((self.predict(X) == np.asarray(y)).mean())
+        return float((self.predict(X) == as_labels(y)).mean())
 
     @torch.no_grad()
     def spikes(self, X: Any) -> Tensor:
@@ -257,7 +258,7 @@ class Tempotron(Parameters):
         x = _spikes(X)
         if x.shape[1] != self.weight_.shape[1]:
             raise ShapeError("another number of channels", given=x.shape[1], expected=self.weight_.shape[1])
-        return x.to(self.weight_.dtype)
+        return x.to(self.weight_)
 
 
 def _spikes(values: Any) -> Tensor:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnknownNameError, require
-from plexus.learn._parameters import Parameters, classifier_tags
+from plexus.learn._parameters import Parameters, as_labels, classifier_tags
+from plexus.nn._places import device_of
 from plexus.probe.information import entropy_rate_bound, lz_complexity
 
 __all__ = ["LZCClassifier"]
@@ -82,7 +83,8 @@ class LZCClassifier(Parameters):
             )
         x = x.unsqueeze(1) if x.dim() == 2 else x
         if self.model is not None:
-            out = self.model(x.permute(2, 0, 1).to(torch.get_default_dtype()))
+            steps = x.permute(2, 0, 1).to(torch.get_default_dtype())
+            out = self.model(steps.to(device_of(self.model)))
             spikes = out[0] if isinstance(out, tuple) else out
             x = spikes.permute(1, 2, 0)
         each = entropy_rate_bound(x) if self.control == "rate" else lz_complexity(x, self.method)
@@ -95,7 +97,7 @@ class LZCClassifier(Parameters):
         """Measure the samples and fit the classifier."""
         if self.base not in ("centroid", "logistic"):
             raise UnknownNameError.among("base classifier", self.base, ("centroid", "logistic"))
-        features, labels = self.transform(X), np.asarray(y)
+        features, labels = self.transform(X), as_labels(y)
         if labels.shape != (len(features),):
             raise ShapeError("labels do not match samples", given=labels.shape, expected=(len(features),))
         self.classes_ = np.unique(labels)
@@ -126,4 +128,4 @@ class LZCClassifier(Parameters):
 
     def score(self, X: Any, y: Any) -> float:
         """Share of samples whose label is right."""
-        return float((self.predict(X) == np.asarray(y)).mean())
+        return float((self.predict(X) == as_labels(y)).mean())

@@ -51,7 +51,7 @@ class Readout(Parameters):
         """Coefficient of determination R², mean over targets; 1 is perfect, 0 as good as the mean."""
         predicted = self.predict(X)
         wanted = _targets(y, len(predicted)).reshape(len(predicted), -1)
-        weights = np.ones(len(wanted)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        weights = np.ones(len(wanted)) if sample_weight is None else _array(sample_weight).astype(np.float64)
         residual = np.average((wanted - predicted.reshape(wanted.shape)) ** 2, 0, weights)
         spread = np.average((wanted - np.average(wanted, 0, weights)) ** 2, 0, weights)
         perfect = (residual == 0).astype(float)
@@ -68,9 +68,7 @@ class Readout(Parameters):
         if hasattr(values, "tocsr") or type(values).__module__.startswith("scipy.sparse"):
             raise TypeError("sparse input is not supported by a readout; pass a dense array (X.toarray())")
         names = _column_names(values)
-        if isinstance(values, torch.Tensor):
-            values = values.detach().cpu().numpy()
-        x = np.asarray(values)
+        x = _array(values)
         if np.iscomplexobj(x):
             raise RangeError("Complex data not supported by a readout", given=x.dtype)
         x = np.asarray(x, dtype=np.float64)
@@ -113,13 +111,16 @@ class Readout(Parameters):
         return weight.to(dtype), torch.from_numpy(np.atleast_1d(self.intercept_).astype(np.float64)).to(dtype)
 
 
+def _array(values: Any) -> NDArray[Any]:
+    """Values as an array; those of a tensor come from wherever it lies."""
+    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
+
+
 def _targets(values: Any, rows: int) -> Floats:
     """y as float64 `[row]` or `[row, target]`, checked."""
     if values is None:
         raise RangeError("requires y to be passed, but the target y is None")
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    y = np.asarray(values)
+    y = _array(values)
     if np.iscomplexobj(y):
         raise RangeError("Complex data not supported by a readout", given=y.dtype)
     y = np.asarray(y, dtype=np.float64)

@@ -135,7 +135,8 @@ def relabel(
         if targets is None:
             raise UnsupportedError("these batches carry no labels")
         classes = logits.shape[-1]
-        shift = torch.randint(1, classes, targets.shape, generator=generator).to(targets.device)
+        drawn = None if generator is None else generator.device
+        shift = torch.randint(1, classes, targets.shape, generator=generator, device=drawn).to(targets.device)
         other = (targets.clamp(min=0) + shift) % classes
         return cross_entropy(logits, other.masked_fill(targets == IGNORED, IGNORED))
 
@@ -204,7 +205,8 @@ def noise_impair(
         if batch.keyed or batch.targets is None or not batch.tensors["x"].is_floating_point():
             raise UnsupportedError("noise stands in for (x, y) batches with inputs of floating point")
         x = batch.tensors["x"]
-        noise = torch.randn(x.shape, generator=generator).to(x).requires_grad_()
+        drawn = None if generator is None else generator.device
+        noise = torch.randn(x.shape, generator=generator, device=drawn).to(x).requires_grad_()
         climb = torch.optim.Adam([noise], lr=noise_lr)
         with evaluating(model):
             for _ in range(noise_steps):
@@ -295,7 +297,8 @@ def _scattered(betas: Tensor, total: int, generator: torch.Generator | None) -> 
     """`[total]`: the factors at random places, NaN elsewhere."""
     if betas.numel() > total:
         raise RangeError("more dampened entries than there are", given=betas.numel(), expected=total)
-    places = torch.randperm(total, generator=generator)[: betas.numel()]
+    drawn = None if generator is None else generator.device
+    places = torch.randperm(total, generator=generator, device=drawn).cpu()[: betas.numel()]
     factor = torch.full((total,), torch.nan)
     factor[places] = betas.flatten().float().cpu()
     return factor

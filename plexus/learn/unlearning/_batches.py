@@ -31,10 +31,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.y)
-        order = torch.arange(n) if self.generator is None else torch.randperm(n, generator=self.generator)
-        for index in order.to(self.y.device).split(self.size):
+        draw = self.generator
+        order = torch.arange(n) if draw is None else torch.randperm(n, generator=draw, device=draw.device)
+        for index in order.to(self.x.device).split(self.size):
             if len(index):
-                yield self.x[index], self.y[index]
+                yield self.x[index], self.y[index.to(self.y.device)]
 
     def __len__(self) -> int:
         return -(-len(self.y) // self.size)

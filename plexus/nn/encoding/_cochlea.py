@@ -67,7 +67,8 @@ class Cochlea(nn.Module):
     """`spikes, state = Cochlea(40)(audio)`: audio `[sample, batch]` to spikes `[time, batch, channel]`, a step per dt.
 
     Nothing in it is learnt and no gradient flows through it. A recording may be given in pieces of whole steps. With
-    the default gain, speech at a usual level makes fibres fire at some 40 Hz; quiet recordings want more.
+    the default gain, speech at a usual level makes fibres fire at some 40 Hz; quiet recordings want more. The
+    filters run on the CPU wherever the audio lies, the fibres run where it lies.
 
     Args:
         channels: number of fibres.
@@ -138,8 +139,9 @@ class Cochlea(nn.Module):
 
     def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> CochleaState:
         """Silence so far."""
-        filters = torch.zeros(batch, self.channels, _ORDER, 2, dtype=torch.float64)
-        v = torch.zeros(batch, self.channels, dtype=dtype or torch.get_default_dtype())
+        device = self.centres.device
+        filters = torch.zeros(batch, self.channels, _ORDER, 2, dtype=torch.float64, device=device)
+        v = torch.zeros(batch, self.channels, dtype=dtype or torch.get_default_dtype(), device=device)
         return CochleaState(filters, v, torch.zeros_like(v), torch.zeros_like(v))
 
     def forward(self, x: Tensor, state: CochleaState | None = None) -> tuple[Tensor, CochleaState]:
@@ -172,11 +174,12 @@ class Cochlea(nn.Module):
                 given=tuple(state.filters.shape[:2]),
                 expected=(x.shape[1], self.channels),
             )
-        moved, filters = self._gammatone(x.detach().double().numpy(), torch.view_as_complex(state.filters).numpy())
+        memory = torch.view_as_complex(state.filters.cpu()).numpy()
+        moved, filters = self._gammatone(x.detach().cpu().double().numpy(), memory)
         cells = np.maximum(moved, 0.0) ** self.compression
         steps = cells.reshape(-1, self.per_step, *cells.shape[1:]).mean(1) * self.gain
-        after = torch.view_as_real(torch.from_numpy(filters))
-        return torch.from_numpy(steps).to(x.dtype), state._replace(filters=after)
+        after = torch.view_as_real(torch.from_numpy(filters)).to(x.device)
+        return torch.from_numpy(steps).to(x.dtype).to(x.device), state._replace(filters=after)
 
     def _gammatone(
         self, audio: np.ndarray[tuple[int, ...], np.dtype[np.float64]], memory: np.ndarray[tuple[int, ...], np.dtype]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from plexus.errors import DtypeError, RangeError, ShapeError
+from plexus.kernels._draws import uniform
 
 __all__ = ["delta", "direct", "latency", "poisson", "rate"]
 
@@ -134,10 +135,9 @@ def delta(x: Tensor, threshold: float, reference: Tensor | None = None) -> tuple
 
 
 def _draw(probability: Tensor, steps: int, generator: torch.Generator | None) -> Tensor:
-    uniform = torch.rand(
-        (steps, *probability.shape), dtype=probability.dtype, device=probability.device, generator=generator
-    )
-    return (uniform < probability).to(probability.dtype)
+    shape = (steps, *probability.shape)
+    drawn = uniform(shape, dtype=probability.dtype, device=probability.device, generator=generator)
+    return (drawn < probability).to(probability.dtype)
 
 
 def _check(x: Tensor, steps: int, *, bounded: bool = True) -> None:

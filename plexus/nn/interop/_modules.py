@@ -73,7 +73,8 @@ class Delay(nn.Module):
     def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> DelayLineState:
         """Silence."""
         longest = int(self.steps.max())
-        return DelayLineState(torch.zeros(batch, longest, *self.units, dtype=dtype or torch.get_default_dtype()))
+        dtype = dtype or torch.get_default_dtype()
+        return DelayLineState(torch.zeros(batch, longest, *self.units, dtype=dtype, device=self.steps.device))
 
     def forward(self, x: Tensor, state: DelayLineState | None = None) -> tuple[Tensor, DelayLineState]:
         """The delayed signal, and the steps that are still on their way."""
@@ -81,7 +82,7 @@ class Delay(nn.Module):
             raise ShapeError(
                 "the input does not fit the delays", given=tuple(x.shape), expected=f"[time, batch, *{self.units}]"
             )
-        past = self.initial_state(x.shape[1], dtype=x.dtype).past.to(x.device) if state is None else state.past
+        past = self.initial_state(x.shape[1], dtype=x.dtype).past if state is None else state.past
         if past.shape[0] != x.shape[1] or past.shape[2:] != x.shape[2:]:
             raise ShapeError("the state does not fit the input", given=tuple(past.shape), expected=tuple(x.shape[1:]))
         longest = past.shape[1]

@@ -100,7 +100,8 @@ def _converted(
         else:
             found.append(_plain(name, layer))
             with torch.no_grad():
-                blank = torch.zeros(2, *shape, dtype=_dtype(found[-1], example))
+                like = next(layer.parameters(), example)
+                blank = torch.zeros(2, *shape, dtype=like.dtype, device=like.device)
                 shape = tuple(copy.deepcopy(found[-1]).eval()(blank).shape[1:])
     return Sequential(*found)
 
@@ -110,10 +111,6 @@ def _opened(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
         return [(prefix or "model", model)]
     parts = model._modules.items()  # named_children would leave out a layer's second use
     return [pair for name, part in parts if part is not None for pair in _opened(part, f"{prefix}.{name}".strip("."))]
-
-
-def _dtype(layer: nn.Module, example: Tensor) -> torch.dtype:
-    return next((p.dtype for p in layer.parameters()), example.dtype)
 
 
 def _plain(name: str, layer: nn.Module) -> nn.Module:
@@ -137,7 +134,7 @@ def _tau(decay: Any, dt: float) -> Tensor:
     value = torch.as_tensor(decay).detach().double().clamp(0, 1)  # as snnTorch clamps it
     if bool((value == 0).any()):
         raise UnsupportedError("a decay of zero: units without a memory")
-    return torch.where(value < 1, -dt / value.log(), torch.tensor(math.inf, dtype=torch.float64))
+    return torch.where(value < 1, -dt / value.log(), math.inf)
 
 
 def _snn_common(layer: Any, options: dict[str, Any]) -> dict[str, Any]:

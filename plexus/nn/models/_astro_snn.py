@@ -131,6 +131,7 @@ class AstroSNN(nn.Module):
             return self._run(x, now)
         if reset.shape != x.shape[:2]:
             raise ShapeError("reset does not fit", given=tuple(reset.shape), expected=tuple(x.shape[:2]))
+        reset = reset.to(x.device)
         starts = sorted({0, *reset.any(1).nonzero().flatten().tolist()})
         parts = []
         for start, stop in zip(starts, [*starts[1:], len(x)], strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from plexus.errors import DeviceError, DtypeError, RangeError, ShapeError, UnknownNameError, UnsupportedError
 from plexus.kernels import SURROGATES, Surrogate
 from plexus.kernels._neuron import BackendName, Neuron, Recurrence
+from plexus.nn._places import number_of
 
 __all__ = ["Between", "Common", "NeuronLayer", "Positive", "decay_of", "in_millivolt", "positive"]
 
@@ -121,7 +122,7 @@ class NeuronLayer(nn.Module):
 
     def _number(self, name: str, value: float | Tensor) -> None:
         """Keep a number: one, or one per unit; a parameter if it is learnt, else a buffer."""
-        tensor = torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().clone()
+        tensor = number_of(self, value)
         try:
             tensor.expand(self.sizes)
         except RuntimeError as error:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from plexus.errors import DtypeError, RangeError, ShapeError, UnknownNameError
 from plexus.kernels import MetaState, Surrogate, logistic_noise, meta
+from plexus.nn._places import number_of
 from plexus.units._port import Port
 
 __all__ = ["MetaNeuron", "MetaState"]
@@ -149,7 +150,7 @@ class MetaNeuron(nn.Module):
             raise RangeError("the threshold lies above the bound of the potential", given=threshold, expected=limit)
 
     def _start(self, name: str, value: float | Tensor) -> None:
-        number = torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().clone()
+        number = number_of(self, value)
         try:
             wide = number.expand(self.units)
         except RuntimeError as error:

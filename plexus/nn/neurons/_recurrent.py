@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from plexus.errors import ShapeError, UnsupportedError
 from plexus.kernels import SparseWeight
+from plexus.nn._places import device_of, place_of
 from plexus.units._port import Port
 
 __all__ = ["Recurrent"]
@@ -88,13 +89,15 @@ class Recurrent(nn.Module):
             if given is not None and given.shape != (size, size):
                 raise ShapeError(f"the {name} does not fit the units", given=tuple(given.shape), expected=(size, size))
         full = mask is None and autapses
+        place = device_of(neuron) or place_of(weight, mask)
         exists = torch.ones(size, size, dtype=torch.bool) if mask is None else mask.bool().clone()
+        exists = exists.to(place)
         if not autapses:
             exists.fill_diagonal_(False)
         if weight is None:
             scale = weight_gain / max(1.0, float(exists.sum()) / size) ** 0.5
             weight = torch.randn(size, size, generator=generator) * scale
-        start = weight.detach().to(torch.get_default_dtype())
+        start = weight.detach().to(device=place, dtype=torch.get_default_dtype())
         if sparse:
             values, starts, targets = SparseWeight.of(start, exists)
             self.weight = nn.Parameter(values.clone())

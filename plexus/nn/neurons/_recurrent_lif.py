@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from plexus.errors import ShapeError
 from plexus.kernels import LIFState, SparseWeight
+from plexus.nn._places import device_of
 from plexus.nn.neurons._lif import LIF
 
 __all__ = ["RecurrentLIF"]
@@ -60,8 +61,9 @@ class RecurrentLIF(LIF):
         if len(self.units) != 1:
             raise ShapeError("a recurrent layer has one dimension of units", given=self.units, expected="a number")
         self.autapses = autapses
-        self.weight = nn.Parameter(torch.randn(units, units, generator=generator) * weight_gain / units**0.5)
-        self.register_buffer("mask", None if autapses else 1 - torch.eye(units), persistent=False)
+        place, weight = device_of(self), torch.randn(units, units, generator=generator)
+        self.weight = nn.Parameter(weight.to(place) * weight_gain / units**0.5)
+        self.register_buffer("mask", None if autapses else 1 - torch.eye(units, device=place), persistent=False)
 
     def forward(
         self, x: Tensor, state: LIFState | None = None, *, recurrent: Tensor | SparseWeight | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import ShapeError, UnsupportedError
+from plexus.nn._places import device_of
 from plexus.nn.neurons._astrocyte import Astrocytes, check_input, check_state
 from plexus.units._port import Port
 
@@ -99,4 +100,4 @@ def with_astrocytes(layer: nn.Module, units: int | None = None, **options: Any) 
     if len(sizes) != 1:
         raise UnsupportedError("astrocytes stand over one dimension of units", given=tuple(sizes), expected="(units,)")
     options.setdefault("dt", getattr(layer, "dt", 1.0))
-    return AstrocyteModulated(layer, Astrocytes(sizes[0], **options))
+    return AstrocyteModulated(layer, Astrocytes(sizes[0], **options).to(device_of(layer)))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from plexus.errors import DtypeError, RangeError, ShapeError
 from plexus.kernels import decaying_sum
+from plexus.nn._places import device_of, place_of
 
 __all__ = [
     "AlphaSynapse",
@@ -99,7 +100,7 @@ class _Filter(nn.Module):
 
     def initial_state(self, batch: int, *, dtype: torch.dtype | None = None) -> FilterState:
         """Rest."""
-        rest = torch.zeros(batch, *self.units, dtype=dtype or torch.get_default_dtype())
+        rest = torch.zeros(batch, *self.units, dtype=dtype or torch.get_default_dtype(), device=device_of(self))
         return FilterState(rest, rest.clone())
 
 
@@ -182,7 +183,7 @@ class DoubleExponentialSynapse(_Filter):
         learn: bool = False,
     ) -> None:
         super().__init__(units, dt)
-        fast, slow = self._time("rise", rise), self._time("decay", decay)
+        fast, slow = (self._time(n, t).to(place_of(rise, decay)) for n, t in (("rise", rise), ("decay", decay)))
         if not bool((fast < slow).all()):
             raise RangeError("the rise must be faster than the decay", given=(rise, decay), expected="rise < decay")
         _kept(self, "log_rise", fast, learn)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError
+from plexus.nn._places import place_of
 
 __all__ = ["GapJunctions"]
 
@@ -43,7 +44,8 @@ class GapJunctions(nn.Module):
         super().__init__()
         if mask.dim() != 2 or mask.shape[0] != mask.shape[1]:
             raise ShapeError("couplings are a square matrix", given=tuple(mask.shape), expected="[unit, unit]")
-        strength = torch.as_tensor(conductance, dtype=torch.get_default_dtype())
+        mask = mask.to(place_of(mask, conductance))
+        strength = torch.as_tensor(conductance, dtype=torch.get_default_dtype(), device=mask.device)
         if strength.shape not in ((), tuple(mask.shape)):
             raise ShapeError("the conductances do not fit", given=tuple(strength.shape), expected=tuple(mask.shape))
         coupled = mask.detach().bool().clone().fill_diagonal_(False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from plexus.errors import DtypeError, RangeError, ShapeError
 from plexus.kernels import delayed_taps
 from plexus.nn._constraints import Constraint, DaleSigns, Masked
+from plexus.nn._places import place_of
 from plexus.nn.synapses._delay_kernel import DelayState
 from plexus.nn.synapses._delayed import check_input, with_past
 from plexus.nn.synapses._static import checked_signs, first_weights
@@ -82,12 +83,13 @@ class HeterogeneousDelays(nn.Module):
             given = (int(delays.min()), int(delays.max()))
             raise RangeError("a delay is out of range", given=given, expected=f"0 … {max_delay} steps")
         self.n_in, self.n_out, self.max_delay = n_in, n_out, max_delay
-        self.register_buffer("delays", delays.detach().long().clone())
-        self.register_buffer("mask", None if mask is None else mask.detach().bool().clone())
-        self.register_buffer("signs", checked_signs(signs, n_in))
-        fan_in = n_in if mask is None else mask.float().sum(1).mean().item()
-        weight = first_weights((n_out, n_in), fan_in, self.signs, generator)
-        self.weight = nn.Parameter(weight if mask is None else weight * mask)
+        place = place_of(delays, mask, signs)
+        self.register_buffer("delays", delays.detach().to(place).long().clone())
+        self.register_buffer("mask", None if mask is None else mask.detach().to(place).bool().clone())
+        self.register_buffer("signs", checked_signs(signs, n_in, place))
+        fan_in = n_in if self.mask is None else self.mask.float().sum(1).mean().item()
+        weight = first_weights((n_out, n_in), fan_in, self.signs, generator).to(place)
+        self.weight = nn.Parameter(weight if self.mask is None else weight * self.mask)
 
     def constraints(self) -> dict[str, Constraint]:
         """What `plexus.nn.project_` keeps: signs of sources and synapses that do not exist."""

@@ -15,12 +15,13 @@ Source: Tsodyks & Markram 1997; Markram, Wang & Tsodyks 1998, eqs. 1-3 and their
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from plexus.errors import DtypeError, RangeError, ShapeError
+from plexus.nn._places import place_of
 
 __all__ = ["ShortTermPlasticity", "ShortTermState"]
 
@@ -73,7 +74,8 @@ class ShortTermPlasticity(nn.Module):
         if units < 1:
             raise ShapeError("a layer needs at least one unit", given=units, expected="a positive number")
         numbers = {"use": use, "tau_depression": tau_depression, "tau_facilitation": tau_facilitation}
-        tensors = {name: torch.as_tensor(value, dtype=torch.get_default_dtype()) for name, value in numbers.items()}
+        settings: Any = {"dtype": torch.get_default_dtype(), "device": place_of(*numbers.values())}
+        tensors = {name: torch.as_tensor(value, **settings) for name, value in numbers.items()}
         for name, tensor in tensors.items():
             if tensor.shape not in ((), (1,), (units,)):
                 raise ShapeError(f"{name} does not fit", given=tuple(tensor.shape), expected=f"one number or {units}")

@@ -22,6 +22,7 @@ from plexus.errors import RangeError, ShapeError
 from plexus.kernels import SparseWeight
 from plexus.kernels._sparse import sparse_linear
 from plexus.nn._constraints import Constraint, DaleSigns, Masked
+from plexus.nn._places import place_of
 
 __all__ = ["Convolution", "Dense", "Lateral", "Sparse", "dale_signs"]
 
@@ -55,18 +56,19 @@ def first_weights(
     draw = (torch.rand(*shape, generator=generator) * 2 - 1) * bound
     if signs is None:
         return draw
+    draw = draw.to(signs.device)
     view = [1] * len(shape)
     view[1] = -1
     return draw.abs() * signs.view(view)
 
 
-def checked_signs(signs: Tensor | None, sources: int) -> Tensor | None:
+def checked_signs(signs: Tensor | None, sources: int, place: torch.device) -> Tensor | None:
     if signs is None:
         return None
     if signs.shape != (sources,):
         raise ShapeError("the signs do not fit the sources", given=tuple(signs.shape), expected=(sources,))
     DaleSigns(signs)  # refuses other numbers than ±1
-    return signs.detach().clone().to(torch.get_default_dtype())
+    return signs.detach().clone().to(device=place, dtype=torch.get_default_dtype())
 
 
 class Dense(nn.Module):
@@ -109,12 +111,13 @@ class Dense(nn.Module):
         if mask is not None and mask.shape != (n_out, n_in):
             raise ShapeError("the mask does not fit", given=tuple(mask.shape), expected=(n_out, n_in))
         self.n_in, self.n_out = n_in, n_out
-        self.register_buffer("mask", None if mask is None else mask.detach().bool().clone())
-        self.register_buffer("signs", checked_signs(signs, n_in))
-        fan_in = n_in if mask is None else mask.float().sum(1).mean().item()
-        weight = first_weights((n_out, n_in), fan_in, self.signs, generator)
-        self.weight = nn.Parameter(weight if mask is None else weight * mask)
-        self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
+        place = place_of(mask, signs)
+        self.register_buffer("mask", None if mask is None else mask.detach().to(place).bool().clone())
+        self.register_buffer("signs", checked_signs(signs, n_in, place))
+        fan_in = n_in if self.mask is None else self.mask.float().sum(1).mean().item()
+        weight = first_weights((n_out, n_in), fan_in, self.signs, generator).to(place)
+        self.weight = nn.Parameter(weight if self.mask is None else weight * self.mask)
+        self.bias = nn.Parameter(torch.zeros(n_out, device=place)) if bias else None
 
     def constraints(self) -> dict[str, Constraint]:
         """What `plexus.nn.project_` keeps: signs of sources and synapses that do not exist."""
@@ -168,7 +171,8 @@ class Convolution(nn.Conv2d):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(n_in, n_out, kernel_size, stride=stride, padding=padding, bias=bias)
-        self.register_buffer("signs", checked_signs(signs, n_in))
+        self.to(place_of(signs))
+        self.register_buffer("signs", checked_signs(signs, n_in, place_of(signs)))
         with torch.no_grad():
             self.weight.copy_(first_weights(tuple(self.weight.shape), n_in * kernel_size**2, self.signs, generator))
             if self.bias is not None:
@@ -221,15 +225,14 @@ class Sparse(nn.Module):
         if mask.dim() != 2 or 0 in mask.shape:
             raise ShapeError("the mask is no matrix", given=tuple(mask.shape), expected="[n_out, n_in]")
         self.n_out, self.n_in = mask.shape
-        exists = mask.detach().bool()
-        first = first_weights(
-            tuple(mask.shape), exists.float().sum(1).mean().item(), checked_signs(signs, self.n_in), generator
-        )
+        place = place_of(mask, signs)
+        exists, signs = mask.detach().to(place).bool(), checked_signs(signs, self.n_in, place)
+        first = first_weights(tuple(mask.shape), exists.float().sum(1).mean().item(), signs, generator).to(place)
         values, starts, targets = SparseWeight.of(first, exists)
         self.weight = nn.Parameter(values.clone())
         self.register_buffer("starts", starts)
         self.register_buffer("targets", targets)
-        sources = torch.repeat_interleave(torch.arange(self.n_in), starts.diff())
+        sources = torch.repeat_interleave(torch.arange(self.n_in, device=place), starts.diff())
         self.register_buffer("signs", None if signs is None else signs.to(first)[sources])
 
     def constraints(self) -> dict[str, Constraint]:

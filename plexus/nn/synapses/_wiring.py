@@ -117,7 +117,7 @@ def distance_dependent(
         raise UnknownNameError.among("profile", profile, ("gaussian", "exponential"))
     far = distance / scale
     chance = probability * torch.exp(-(far**2) / 2 if profile == "gaussian" else -far)
-    mask = torch.rand(distance.shape, generator=generator) < chance
+    mask = torch.rand(distance.shape, generator=generator).to(chance.device) < chance
     if not autapses and distance.shape[0] == distance.shape[1]:
         mask.fill_diagonal_(False)
     return mask
