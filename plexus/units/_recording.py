@@ -221,9 +221,10 @@ class Recording:
         for name in columns:
             if name not in COLUMNS:
                 raise UnknownNameError.among("column", name, COLUMNS)
+        given = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in columns.items()}
         wanted = {
             name: torch.as_tensor([value] if isinstance(value, int) else list(value), dtype=torch.int64)
-            for name, value in columns.items()
+            for name, value in given.items()
         }
         values, table = {}, {}
         for site in self.sites:
