@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -121,13 +122,28 @@ class _Mode(TorchDispatchMode):
         return across(func, args, kwargs or {})
 
 
+class _Numbers(TorchFunctionMode):
+    """Tensors made of Python's numbers: torch would make a meta tensor without any."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        options = dict(kwargs or {})
+        told = options.get("device")
+        if func not in (torch.tensor, torch.as_tensor, torch.asarray) or told is None:
+            return func(*args, **options)
+        if torch.device(told).type != SECOND.type:
+            return func(*args, **options)
+        del options["device"]
+        learnt = options.pop("requires_grad", False)
+        return func(*args, **options).to(SECOND).requires_grad_(learnt)
+
+
 @contextmanager
 def second_device() -> Iterator[torch.device]:
     """Inside, `tensor.to(device)`, `module.to(device)` and factories with `device=` reach the second device."""
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # else `module.double()` changes the shell alone
     try:
-        with _Mode():
+        with _Mode(), _Numbers():
             yield SECOND
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)

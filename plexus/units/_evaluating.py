@@ -31,7 +31,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def differentiable(model: object) -> Iterator[None]:
     """Inside, torch's recurrent layers have gradients in evaluation mode on a GPU too, which cuDNN refuses."""
-    recurrent = [part for part in model.modules() if isinstance(part, nn.RNNBase)] if isinstance(model, nn.Module) else []
+    recurrent = (
+        [part for part in model.modules() if isinstance(part, nn.RNNBase)] if isinstance(model, nn.Module) else []
+    )
     if any(parameter.is_cuda for layer in recurrent for parameter in layer.parameters()):
         with torch.backends.cudnn.flags(enabled=False):
             yield

@@ -45,7 +45,9 @@ CASES = {
     "units by number": lambda d: Neurons.of({HIDDEN: 4}, {HIDDEN: torch.tensor([1, 3]).to(d)}),
     "sets": lambda d: masked(d) | ~masked(CPU),
     "drawn": lambda d: masked(d).random_like(torch.Generator().manual_seed(0)),
-    "port": lambda d: Port.on(torch.tensor([True, False]).to(d), gain=torch.tensor([0.5, 2.0])).apply(torch.ones(2).to(d)),
+    "port": lambda d: Port.on(torch.tensor([True, False]).to(d), gain=torch.tensor([0.5, 2.0])).apply(
+        torch.ones(2).to(d)
+    ),
     "stacked ports": lambda d: Port(low=torch.tensor(0.0)).then(Port(gain=torch.tensor([-2.0]).to(d))).low,
     "dense port": lambda d: Port(bias=torch.tensor(1.0)).dense(2, torch.zeros(()).to(d)),
 }  # fmt: skip
