@@ -31,7 +31,7 @@ def numbers(found: Any, held: bool = False) -> Iterator[Tensor]:
     elif isinstance(found, Neurons):
         yield from numbers([found.mask(site) for site in found.sites], True)
     elif isinstance(found, Mapping) and not isinstance(found, Directions):
-        yield from numbers(list(found.values()), held)
+        yield from numbers([found[key] for key in sorted(found, key=str)], held)
     elif isinstance(found, tuple | list):
         for part in found:
             yield from numbers(part, held)
