@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode for a while, and gradients in it."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def differentiable(model: object) -> Iterator[None]:
     """Inside, torch's recurrent layers have gradients in evaluation mode on a GPU too, which cuDNN refuses."""
-    recurrent = (
-        [part for part in model.modules() if isinstance(part, nn.RNNBase)] if isinstance(model, nn.Module) else []
-    )
-    if any(parameter.is_cuda for layer in recurrent for parameter in layer.parameters()):
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
-    else:
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    recurrent = [part for part in parts if isinstance(part, nn.RNNBase) and not part.training]
+    cudnn = torch.backends.cudnn
+    refused = cudnn.enabled and any(parameter.is_cuda for layer in recurrent for parameter in layer.parameters())
+    if refused:  # `cudnn.flags` would set precisions beside
+        cudnn.enabled = False
+    try:
         yield
+    finally:
+        if refused:
+            cudnn.enabled = True

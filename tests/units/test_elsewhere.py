@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from plexus.units import Neurons, Port, Recording, Scores, Site, Table, attach, exact_weights, fingerprint, sites
+from plexus.units._evaluating import differentiable
 
 same = runpy.run_path(str(Path(__file__).parents[1] / "probe" / "same_numbers.py"))["same_numbers"]
 CPU, HIDDEN = torch.device("cpu"), Site("1", "b t u")
@@ -84,3 +85,15 @@ def test_models_are_named_found_and_edited(elsewhere):
         edited = model(x)
     same(edited, here[2](here[:2](VALUES) / 2))
     same(exact_weights(model[2]), exact_weights(here[2]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_cudnn_is_set_aside_for_recurrent_layers_in_evaluation_mode_alone(training, elsewhere):
+    layer, before = nn.LSTM(2, 3).train(training), torch.backends.cudnn.enabled
+    with differentiable(layer):
+        assert torch.backends.cudnn.enabled == before
+    with differentiable(nn.Sequential(nn.Linear(2, 3)).eval().to(elsewhere)):
+        assert torch.backends.cudnn.enabled == before
+    with differentiable(layer.to(elsewhere)):
+        assert torch.backends.cudnn.enabled == (before and training)
+    assert torch.backends.cudnn.enabled == before
