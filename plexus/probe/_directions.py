@@ -38,7 +38,7 @@ class Directions(Mapping[Site, Tensor]):
     """One direction per site: a mapping of sites to vectors `[unit]`, to be used as `basis=` of an edit or to steer.
 
     Attributes:
-        vectors: per site the direction, of length one.
+        vectors: per site the direction, of length one; moved to main memory, as recordings are.
         gap: per site how far apart the means of the two classes lie along it.
         threshold: per site the coordinate above which a sample counts as positive.
         how: the way they were found.
@@ -56,6 +56,9 @@ class Directions(Mapping[Site, Tensor]):
     threshold: Mapping[Site, float]
     how: str
     model: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vectors", {site: vector.cpu() for site, vector in self.vectors.items()})
 
     def __getitem__(self, site: Site) -> Tensor:
         if site not in self.vectors:
@@ -307,7 +310,7 @@ def _rows(recording: Recording, site: Site, labels: Tensor | None) -> tuple[Tens
         raise ShapeError("there is one label per sample", given=tuple(given.shape), expected=(recording.samples,))
     if not set(given.unique().tolist()) <= {0, 1}:
         raise RangeError("labels are true or false", given=given.unique().tolist()[:6], expected="0 and 1")
-    return values.double(), given.bool()[table.sample]
+    return values.double(), given.cpu().bool()[table.sample]
 
 
 def _whitened(site: Site, difference: Tensor, positive: Tensor, negative: Tensor, shrinkage: float) -> Tensor:

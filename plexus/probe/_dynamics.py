@@ -95,7 +95,7 @@ def memory_capacity(
     squared = _correlation(predicted, wanted) ** 2
     chance = np.zeros_like(squared)
     for _ in range(shuffles):
-        order = torch.randperm(len(wanted), generator=generator).numpy()
+        order = torch.randperm(len(wanted), generator=generator, device=generator.device).cpu().numpy()
         chance += _correlation(predicted, wanted[order]) ** 2 / shuffles
     baseline = float(chance.mean())
     per_delay = torch.from_numpy(squared - baseline)
@@ -171,7 +171,7 @@ def echo_state(
     rest = module.initial_state(starts)
 
     def draw(like: Tensor) -> Tensor:
-        noise = torch.rand(like.shape, generator=generator, dtype=torch.float64).to(like)
+        noise = torch.rand(like.shape, generator=generator, dtype=torch.float64, device=generator.device).to(like)
         return low + (high - low) * noise if like.is_floating_point() else like
 
     state = (

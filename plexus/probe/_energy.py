@@ -149,12 +149,12 @@ def _synapses(module: Any, occupied: bool) -> Tensor:
     """
     if isinstance(module, DelayedLinear | DelayedConv2d) and not module.is_hard:
         taps = module.taps().movedim(0, -1)  # [delay, target, source]
-        met = (taps != 0).sum(0) if occupied else torch.full(taps.shape[1:], len(taps))
+        met = (taps != 0).sum(0) if occupied else torch.full(taps.shape[1:], len(taps), device=taps.device)
     else:
         weight = module.matrix() if isinstance(module, Sparse) else module.weight
         if getattr(module, "mask", None) is not None:
             weight = weight * module.mask
-        met = weight != 0 if occupied else torch.ones(weight.shape)
+        met = weight != 0 if occupied else torch.ones_like(weight)
     if isinstance(module, DelayedConv2d):
         met = met.view(module.n_out, module.n_in, module.kernel_size, module.kernel_size)
     return met.double()

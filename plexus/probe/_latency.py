@@ -144,7 +144,7 @@ def latency_accuracy_curve(logits: Tensor, y: Tensor, sure: Tensor, thresholds: 
         >>> curve.steps.tolist()
         [1.0, 2.0]
     """
-    _match(logits, y)
+    y = _matched(logits, y)
     if sure.shape != logits.shape[:2]:
         raise ShapeError("the confidence does not fit", given=tuple(sure.shape), expected=tuple(logits.shape[:2]))
     if thresholds is None:
@@ -152,8 +152,9 @@ def latency_accuracy_curve(logits: Tensor, y: Tensor, sure: Tensor, thresholds: 
         if len(values) > 256:
             values = values[torch.linspace(0, len(values) - 1, 256).long()]
         thresholds = torch.cat([values[:1] - 1, values])
+    sure, thresholds = sure.to(logits.device), thresholds.to(logits.device)
     right = (logits.argmax(-1) == y).double()
-    steps = torch.stack([exit_steps(sure, float(threshold)) for threshold in thresholds])
+    steps = torch.stack([exit_steps(sure, threshold) for threshold in thresholds.tolist()])
     accuracy = torch.stack([right.gather(0, row.unsqueeze(0) - 1).mean() for row in steps])
     return LatencyCurve(thresholds, steps.double().mean(1), accuracy)
 
@@ -167,6 +168,7 @@ def pareto_front(cost: Tensor, value: Tensor) -> Tensor:
     """
     if cost.shape != value.shape or cost.dim() != 1:
         raise ShapeError("points need one cost and one value each", given=(tuple(cost.shape), tuple(value.shape)))
+    cost, value = cost.cpu(), value.cpu()
     order = sorted(range(len(cost)), key=lambda k: (float(cost[k]), -float(value[k])))
     front: list[int] = []
     for place in order:
@@ -191,8 +193,7 @@ def oracle_latency(logits: Tensor, y: Tensor) -> tuple[float, Tensor]:
         >>> accuracy, steps.tolist()
         (1.0, [2])
     """
-    _match(logits, y)
-    right = logits.argmax(-1) == y
+    right = logits.argmax(-1) == _matched(logits, y)
     return float(right.any(0).double().mean()), exit_steps(right.to(logits.dtype), 0.5)
 
 
@@ -215,9 +216,9 @@ def expected_calibration_error(sure: Tensor, correct: Tensor, bins: int = 15) ->
         raise ShapeError("one answer per confidence is needed", given=(tuple(sure.shape), tuple(correct.shape)))
     if bins < 1 or not bool(((sure >= 0) & (sure <= 1)).all()):
         raise RangeError("confidences lie in [0, 1] and bins are at least one", given=(float(sure.max()), bins))
-    c, right = sure.flatten().double(), correct.flatten().double()
+    c, right = sure.flatten().double(), correct.to(sure.device).flatten().double()
     place = (c * bins).long().clamp(max=bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, c - right)
+    gap = c.new_zeros(bins).index_add_(0, place, c - right)
     return float(gap.abs().sum() / len(c))
 
 
@@ -235,8 +236,7 @@ def fit_confidence_scale(logits: Tensor, y: Tensor) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    _match(logits, y)
-    o, labels = logits.double(), y.expand(logits.shape[:2]).flatten()
+    o, labels = logits.double(), _matched(logits, y).expand(logits.shape[:2]).flatten()
     size = float(o.std().clamp(min=1e-12))
 
     def loss(log_alpha: float) -> float:
@@ -246,10 +246,12 @@ def fit_confidence_scale(logits: Tensor, y: Tensor) -> float:
     return math.exp(best.x)
 
 
-def _match(logits: Tensor, y: Tensor) -> None:
+def _matched(logits: Tensor, y: Tensor) -> Tensor:
+    """The labels, where the logits lie."""
     if logits.dim() != 3 or y.shape != logits.shape[1:2]:
         raise ShapeError(
             "labels do not match the outputs",
             given=f"outputs {tuple(logits.shape)}, labels {tuple(y.shape)}",
             expected="[time, batch, class] and [batch]",
         )
+    return y.to(logits.device)

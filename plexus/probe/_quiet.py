@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from plexus.units._evaluating import differentiable
+
 # kinds of nearly all attributes of modules, which hold no tensors: asking Tensor, whose isinstance is slow, is saved
 _PLAIN = frozenset({type(None), bool, int, float, str, dict, set, OrderedDict, torch.device, torch.dtype, torch.Size})
 
@@ -53,7 +55,8 @@ def quiet(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
     """
     with torch.inference_mode(False), random_state_kept(), state_kept(model), torch.set_grad_enabled(grad):
         model.eval()
-        yield
+        with differentiable(model) if grad else contextlib.nullcontext():
+            yield
 
 
 class _ModuleState:

@@ -90,7 +90,7 @@ def step_states(
 
     def generate(model: nn.Module, batch: Any) -> Tensor:
         if generator is not None:
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
         given = batch if isinstance(batch, Mapping) else {"input_ids": batch}
         out: Tensor = model.generate(**given, **asked)  # type: ignore[operator]
         sequences.append(out.cpu())
@@ -138,7 +138,7 @@ def _ends(model: nn.Module, options: Mapping[str, Any]) -> Tensor:
     """The tokens that end a sample."""
     config: Any = getattr(model, "generation_config", None)
     end = options.get("eos_token_id", getattr(config, "eos_token_id", None))
-    return torch.as_tensor([] if end is None else end, dtype=torch.int64).reshape(-1)
+    return torch.as_tensor([] if end is None else end, dtype=torch.int64).reshape(-1).cpu()
 
 
 def _spread(values: Tensor, sample: Tensor, step: Tensor, samples: int, steps: int) -> Tensor:

@@ -1,10 +1,11 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode for a while, and gradients in it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 
@@ -25,3 +26,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with modes_kept(model):
         model.eval()
         yield
+
+
+@contextlib.contextmanager
+def differentiable(model: object) -> Iterator[None]:
+    """Inside, torch's recurrent layers have gradients in evaluation mode on a GPU too, which cuDNN refuses."""
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    recurrent = [part for part in parts if isinstance(part, nn.RNNBase) and not part.training]
+    cudnn = torch.backends.cudnn
+    refused = cudnn.enabled and any(parameter.is_cuda for layer in recurrent for parameter in layer.parameters())
+    if refused:  # `cudnn.flags` would set precisions beside
+        cudnn.enabled = False
+    try:
+        yield
+    finally:
+        if refused:
+            cudnn.enabled = True

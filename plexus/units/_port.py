@@ -111,8 +111,8 @@ class Port:
         inner_bias = _plus(None if self.bias is None else _product(gain, self.bias), bias)
         ends: tuple[Tensor | None, Tensor | None] = (self.low, self.high)
         if gain is not None and (self.low is not None or self.high is not None):
-            low = gain.new_tensor(-torch.inf) if self.low is None else self.low.to(gain)
-            high = gain.new_tensor(torch.inf) if self.high is None else self.high.to(gain)
+            low = gain.new_full((), -torch.inf) if self.low is None else self.low.to(gain)
+            high = gain.new_full((), torch.inf) if self.high is None else self.high.to(gain)
             scaled_low, scaled_high = _times(gain, low), _times(gain, high)
             ends = torch.minimum(scaled_low, scaled_high), torch.maximum(scaled_low, scaled_high)
         ends = (

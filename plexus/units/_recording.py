@@ -33,7 +33,7 @@ class Recording:
     """Values of units at some sites, row by row, with the table of the rows.
 
     Args:
-        values: per site `[row, unit]` or `[row, unit, feature]`.
+        values: per site `[row, unit]` or `[row, unit, feature]`; moved to main memory, as labels are.
         table: per site the `Table` of its rows (or a mapping of its four columns).
         samples: how many samples were seen (default: the largest sample number plus one).
         labels: `[sample, …]`, or a mapping of concept names to such tensors.
@@ -221,9 +221,10 @@ class Recording:
         for name in columns:
             if name not in COLUMNS:
                 raise UnknownNameError.among("column", name, COLUMNS)
+        given = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in columns.items()}
         wanted = {
             name: torch.as_tensor([value] if isinstance(value, int) else list(value), dtype=torch.int64)
-            for name, value in columns.items()
+            for name, value in given.items()
         }
         values, table = {}, {}
         for site in self.sites:
@@ -384,7 +385,7 @@ def _checked(site: Site, value: Tensor, rows: Table) -> Tensor:
         raise ShapeError(f"site {site} has no units", given=tuple(value.shape))
     if len(value) != len(rows):
         raise ShapeError(f"values and table of {site} differ in rows", given=f"{len(value)} and {len(rows)}")
-    return value
+    return value.cpu()
 
 
 def _bytes(n: int) -> str:

@@ -121,6 +121,7 @@ class Table:
         return len(self.sample)
 
     def __getitem__(self, index: Tensor | slice) -> Table:
+        index = index.cpu() if isinstance(index, Tensor) else index
         return Table(*(getattr(self, name)[index] for name in COLUMNS))
 
     def __eq__(self, other: object) -> bool:

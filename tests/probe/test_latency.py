@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plexus.errors import RangeError, ShapeError, UnknownNameError
@@ -33,6 +33,7 @@ def test_exit_is_the_first_step_above_the_threshold(seed: int, threshold: float,
         assert steps == time or float(sure[steps - 1, b]) > threshold
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 99))
 def test_no_rule_beats_the_oracle(seed: int) -> None:
     logits = accumulate(draw(seed, 6, 30, 4))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import DtypeError, RangeError
+from plexus.units._evaluating import differentiable
 
 __all__ = ["fgsm", "pgd"]
 
@@ -102,7 +103,7 @@ def pgd(
 
 
 def _sign(model: Callable[[Tensor], Any], x: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    with torch.enable_grad():
+    with torch.enable_grad(), differentiable(model):
         x = x.detach().requires_grad_()
         (slope,) = torch.autograd.grad(loss(model(x), y).sum(), x)
     return slope.sign()

@@ -83,9 +83,10 @@ def start_weights(design: Design, generator: torch.Generator, members: int | Non
     shape = (*lead, design.features, design.units)
     if design.tied and not design.unit_norm:
         bound = (6.0 / (design.features + design.units)) ** 0.5
-        decoder = (2 * torch.rand(shape, generator=generator) - 1) * bound
+        decoder = (2 * torch.rand(shape, generator=generator, device=generator.device).cpu() - 1) * bound
     else:
-        decoder = nn.functional.normalize(torch.randn(shape, generator=generator), dim=-1)
+        decoder = torch.randn(shape, generator=generator, device=generator.device).cpu()
+        decoder = nn.functional.normalize(decoder, dim=-1)
     features, units = torch.zeros(*lead, design.features), torch.zeros(*lead, design.units)
     start = {
         "encoder": decoder.mT.clone(memory_format=torch.contiguous_format),
@@ -321,7 +322,7 @@ class SparseAutoencoder(nn.Module):
                 raise RangeError(
                     "there is no such feature", given=index.tolist()[:6], expected=f"0 to {self.features - 1}"
                 )
-        rows = self.decoder.detach()[index]
+        rows = self.decoder.detach()[index.to(self.decoder.device)]
         return rows * self.scale if self.design.normalise == "rms" else rows
 
     @property

@@ -124,12 +124,12 @@ class Quality:
 
 
 class Tally:
-    """Sums that a quality is made of, over pieces of rows."""
+    """Sums that a quality is made of, over pieces of rows, kept where the autoencoder lies."""
 
-    def __init__(self, features: int, units: int) -> None:
-        self.rows, self.active = 0, torch.zeros(features, dtype=torch.float64)
-        self.usage, self.left = torch.zeros(features, dtype=torch.float64), 0.0
-        self.mean, self.spread = torch.zeros(units, dtype=torch.float64), 0.0
+    def __init__(self, features: int, units: int, device: torch.device) -> None:
+        self.rows, self.active = 0, torch.zeros(features, dtype=torch.float64, device=device)
+        self.usage, self.left = torch.zeros_like(self.active), 0.0
+        self.mean, self.spread = self.active.new_zeros(units), 0.0
 
     def add(self, x: Tensor, z: Tensor, x_hat: Tensor) -> None:
         x = x.double()
@@ -151,8 +151,8 @@ class Tally:
             self.rows,
             self.left / self.spread,
             float(self.active.sum()) / self.rows,
-            self.usage,
-            self.active / self.rows,
+            self.usage.cpu(),
+            (self.active / self.rows).cpu(),
             len(self.mean),
         )
 
@@ -169,7 +169,7 @@ def quality(autoencoder: SparseAutoencoder, source: Source, *, site: Site | None
         ShapeError: the rows have other units than the autoencoder, or there are none.
         RangeError: the rows do not vary, or hold NaN.
     """
-    tally = Tally(autoencoder.features, autoencoder.units)
+    tally = Tally(autoencoder.features, autoencoder.units, autoencoder.decoder.device)
     _each(autoencoder, source, site, tally.add)
     if not tally.rows:
         raise ShapeError("there are no rows")
@@ -186,4 +186,4 @@ def _each(
                 x = rows.to(device)
                 z = autoencoder.encode(x)
                 x_hat = autoencoder.reconstruct(x, z)
-                take(rows, z.cpu(), x_hat.cpu())
+                take(x, z, x_hat)

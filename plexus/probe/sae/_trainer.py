@@ -239,6 +239,7 @@ class Trainer:
             odds = error[member].double().cpu().square()
             if not len(dead) or float(odds.sum()) == 0.0:
                 continue
+            odds = odds.to(self.generator.device)
             drawn = torch.multinomial(odds, len(dead), replacement=True, generator=self.generator)
             rows = x[member, drawn.to(x.device)]
             if design.pre_bias and design.decoder_bias:

@@ -51,6 +51,10 @@ class ActivationCounts:
     rows: Mapping[Site, Tensor]
     model: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("active", "rows"):
+            object.__setattr__(self, name, {site: counts.cpu() for site, counts in getattr(self, name).items()})
+
     @property
     def probability(self) -> Scores:
         """Share of the rows in which each unit was active, `[condition, unit]`.
@@ -153,6 +157,7 @@ def count_activations(
     """
     if not threshold == threshold:
         raise RangeError("a threshold is a number", given=threshold)
+    tokens = tokens.cpu() if isinstance(tokens, Tensor) else tokens
     reading = Reading(record, labels, features, names, required=None)
     active: dict[Site, Tensor] = {}
     rows: dict[Site, Tensor] = {}
@@ -226,4 +231,4 @@ def _chosen(piece: Piece, tokens: Tokens) -> Tensor:
             given=tuple(tokens.shape),
             expected=f"at least ({int(sample.max()) + 1}, {int(table.position.max()) + 1})",
         )
-    return tokens.cpu()[sample, table.position]
+    return tokens[sample, table.position]

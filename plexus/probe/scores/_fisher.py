@@ -28,7 +28,7 @@ from plexus.errors import RangeError, ShapeError, UnknownNameError, UnsupportedE
 from plexus.probe._sizes import announce
 from plexus.probe.scores._batch import IGNORED, Batch, Forward, cross_entropy, predict
 from plexus.probe.scores._importances import Importances
-from plexus.units._evaluating import evaluating
+from plexus.units._evaluating import differentiable, evaluating
 
 Loss = Literal["ce", "norm"] | Callable[[Any, Any], Tensor]
 Mode = Literal["sample", "batch"]
@@ -117,7 +117,7 @@ def diagonal_fisher(
     examples = _PerExample(measure, dict(named), sample_dim, chunk, power, sums)
     n_samples = n_batches = 0
     unreached: set[str] = set()
-    with evaluating(model), torch.enable_grad():
+    with evaluating(model), differentiable(model), torch.enable_grad():
         for raw in batches:
             batch = Batch.of(raw)
             size = batch.size(sample_dim)
@@ -298,7 +298,9 @@ def _draw(measure: _Measure, batch: Batch, generator: torch.Generator | None) ->
     with torch.no_grad():
         logits = measure.logits(batch)
     weights = logits.float().softmax(-1).reshape(-1, logits.shape[-1])
-    drawn = torch.multinomial(weights, 1, generator=generator).reshape(logits.shape[:-1])
+    if generator is not None:  # drawn where the generator is: equal labels wherever the model lies
+        weights = weights.to(generator.device)
+    drawn = torch.multinomial(weights, 1, generator=generator).reshape(logits.shape[:-1]).to(logits.device)
     with torch.no_grad():
         targets = predict(measure.model, batch, measure.run)[1]
     return drawn if targets is None or targets.shape != drawn.shape else drawn.masked_fill(targets == IGNORED, IGNORED)

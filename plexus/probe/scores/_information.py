@@ -186,7 +186,7 @@ def _masked(bits: Tensor, broken: Tensor) -> Tensor:
 
 def _checked(bins: int | Tensor) -> Tensor | None:
     if isinstance(bins, Tensor):
-        edges = bins.double()
+        edges = bins.double().cpu()
         if edges.dim() != 1 or not len(edges):
             raise ShapeError("edges of bins have the wrong shape", given=tuple(edges.shape), expected="[edge]")
         if not bool((edges.diff() > 0).all()) or not bool(edges.isfinite().all()):

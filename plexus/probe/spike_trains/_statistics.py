@@ -87,7 +87,7 @@ def coefficient_of_variation(spikes: Tensor, dt: float = 1.0, *, kind: Literal["
     values = []
     for intervals in interspike_intervals(spikes, dt):
         if len(intervals) < 2:
-            values.append(torch.tensor(torch.nan, dtype=torch.float64))
+            values.append(intervals.new_full((), torch.nan))
         elif kind == "cv":
             values.append(intervals.std(correction=0) / intervals.mean())
         else:
