@@ -8,8 +8,9 @@ where the model is not. `conftest.py` offers it as the fixture `elsewhere`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -121,13 +122,34 @@ class _Mode(TorchDispatchMode):
         return across(func, args, kwargs or {})
 
 
+def _told(make: Any) -> Any:
+    """`torch.tensor` and the like, which make their tensor before any operator is called that could say where."""
+
+    beside = make is torch.Tensor.new_tensor
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        own = args[0].device if beside else None
+        device = kwargs.get("device") or own
+        if device is None or torch.device(device).type != SECOND.type or isinstance(args[-1], Second):
+            return make(*args, **kwargs)
+        grad = kwargs.pop("requires_grad", False)
+        return make(*args, **{**kwargs, "device": "cpu"}).to(SECOND).requires_grad_(grad)
+
+    return told
+
+
+MADE = [(torch, "tensor"), (torch, "as_tensor"), (torch.Tensor, "new_tensor")]
+
+
 @contextmanager
 def second_device() -> Iterator[torch.device]:
     """Inside, `tensor.to(device)`, `module.to(device)` and factories with `device=` reach the second device."""
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # else `module.double()` changes the shell alone
     try:
-        with _Mode():
+        with _Mode(), ExitStack() as stack:
+            for owner, name in MADE:
+                stack.enter_context(patch.object(owner, name, _told(getattr(owner, name))))
             yield SECOND
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
