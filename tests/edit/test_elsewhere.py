@@ -201,6 +201,21 @@ def test_gates_and_modes(elsewhere: torch.device) -> None:
             near(getattr(reports[1], name)[site], wanted)
 
 
+def test_modes_of_a_recurrent_network_are_trained(elsewhere: torch.device) -> None:
+    gradients = []
+    for device in (torch.device("cpu"), elsewhere):
+        torch.manual_seed(0)
+        base = nn.LSTM(4, 6).requires_grad_(False).to(device)
+        x = numbers(7, 5, 4).to(device)
+        modes = gate.NeuronModes(base, Site("", "t b u", leaf=0, where="readout"), example=x)
+        modes.add("task")
+        parameters = modes.train_parameters("task")
+        modes(x)[0].square().mean().backward()
+        gradients.append([parameter.grad.cpu() for parameter in parameters])
+    for found, wanted in zip(gradients[1], gradients[0], strict=True):
+        near(found, wanted)
+
+
 @pytest.mark.parametrize("kind", ["softmax", "stability"])
 def test_early_exit(kind: Any, elsewhere: torch.device) -> None:
     torch.manual_seed(0)
@@ -254,7 +269,9 @@ def test_connections_move(rule: str, elsewhere: torch.device) -> None:
     near(there[0].weight, model[0].weight)
     assert rewire.edge_turnover(before, after) == {"0": 0.0}
     groups = torch.arange(8) % 2
-    assert rewire.modularity(after["0"], groups, groups) == pytest.approx(rewire.modularity(before["0"], groups, groups))
+    assert rewire.modularity(after["0"], groups, groups) == pytest.approx(
+        rewire.modularity(before["0"], groups, groups)
+    )
     assert rewire.densities(there) == rewire.densities(model)
     near(rewire.degrees(after["0"]).inputs, rewire.degrees(before["0"]).inputs)
     with rewire.intra_only(there), rewire.intra_only(model):
