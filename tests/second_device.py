@@ -122,19 +122,21 @@ class _Mode(TorchDispatchMode):
         return across(func, args, kwargs or {})
 
 
+MADE = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
+
+
 class _Numbers(TorchFunctionMode):
     """Tensors made of Python's numbers: torch would make a meta tensor without any."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})
-        told = options.get("device")
-        if func not in (torch.tensor, torch.as_tensor, torch.asarray) or told is None:
+        if func not in MADE:
             return func(*args, **options)
-        if torch.device(told).type != SECOND.type:
+        told = options.get("device") or (args[0].device if func is torch.Tensor.new_tensor else None)
+        if told is None or torch.device(told).type != SECOND.type or isinstance(args[-1], Second):
             return func(*args, **options)
-        del options["device"]
         learnt = options.pop("requires_grad", False)
-        return func(*args, **options).to(SECOND).requires_grad_(learnt)
+        return func(*args, **{**options, "device": "cpu"}).to(SECOND).requires_grad_(learnt)
 
 
 @contextmanager

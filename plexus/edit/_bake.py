@@ -156,7 +156,7 @@ def bake(model: nn.Module, edit: Edit, *, new_bias: bool = False, anyway: bool =
 def _affine(step: Step, site: Site) -> tuple[Tensor, Tensor]:
     """The edit of a site as gain and offset, `[unit]` or `[unit, feature]`, one and zero outside the set."""
     mask = step.neurons.mask(site)
-    numbers = {name: number.of(site, mask).double() for name, number in step.numbers.items()}
+    numbers = {name: number.of(site, mask).detach().cpu().double() for name, number in step.numbers.items()}
     reason = None
     if step.name == "patch":
         reason = "a patch differs from sample to sample"
@@ -171,7 +171,7 @@ def _affine(step: Step, site: Site) -> tuple[Tensor, Tensor]:
     if reason is not None:
         raise _refusal(site, reason)
     if step.basis is not None:
-        return _along(step, numbers, step.basis[site].detach().double() * mask)
+        return _along(step, numbers, step.basis[site].detach().cpu().double() * mask)
     given = next(iter(numbers.values()))
     shape = given.shape if given.dim() else mask.shape
     chosen = mask.reshape(-1, *(1 for _ in shape[1:]))
@@ -182,12 +182,12 @@ def _affine(step: Step, site: Site) -> tuple[Tensor, Tensor]:
         bias = torch.where(chosen, given, bias)
     else:
         gain, bias = torch.where(chosen, 0.0, gain), torch.where(chosen, given, bias)
-    return gain.detach(), bias.detach()
+    return gain, bias
 
 
 def _along(step: Step, numbers: Mapping[str, Tensor], basis: Tensor) -> tuple[Tensor, Tensor]:
     """The edit along directions as a matrix `[unit, unit]` (or a gain of one) and an offset `[unit]`."""
-    size, given = len(basis), next(iter(numbers.values())).detach()
+    size, given = len(basis), next(iter(numbers.values()))
     spread = given.expand(size) if step.name != "rotate" else given
     if step.name == "add":
         return torch.ones(basis.shape[1], dtype=torch.float64), spread @ basis

@@ -12,7 +12,7 @@ from torch import Tensor
 from plexus.errors import DtypeError, RangeError, ShapeError, SiteError
 from plexus.units import Neurons, Site
 
-__all__ = ["Given", "Numbers", "read_numbers"]
+__all__ = ["Given", "Numbers", "in_memory", "read_numbers"]
 
 Given = float | Tensor | Mapping[Site, Any]
 
@@ -41,7 +41,7 @@ class Numbers:
 def read_numbers(
     name: str, given: Given, neurons: Neurons, *, finite: bool = True, directions: Mapping[Site, int] | None = None
 ) -> Numbers:
-    """The numbers that a caller gave for a set of units.
+    """The numbers that a caller gave for a set of units, in main memory unless they are being learned.
 
     Raises:
         SiteError: a mapping lacks a site of the set.
@@ -81,6 +81,11 @@ def read_numbers(
     return Numbers(values, compact)
 
 
+def in_memory(value: Tensor) -> Tensor:
+    """A tensor moved to main memory; one that is being learned stays where it is, so that its later steps are seen."""
+    return value if value.requires_grad else value.cpu()
+
+
 def _tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, bool):
         raise DtypeError(f"the {name} is a number or a tensor of numbers", given=value)
@@ -90,4 +95,4 @@ def _tensor(name: str, value: Any) -> Tensor:
         raise DtypeError(f"the {name} is a number or a tensor of numbers", given=value) from error
     if out.is_complex() or out.dtype == torch.bool:
         raise DtypeError(f"the {name} is a number or a tensor of numbers", given=out.dtype)
-    return out if out.is_floating_point() else out.float()
+    return in_memory(out if out.is_floating_point() else out.float())

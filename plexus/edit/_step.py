@@ -107,7 +107,9 @@ class Action:
         self.step, self.site = step, site
         self.ran = self.met = False
         self._mask = step.neurons.mask(site)
-        self._basis = None if step.basis is None else step.basis[site] * self._mask
+        self._basis: Tensor | None = None
+        if step.basis is not None:
+            self._basis = step.basis[site] * self._mask.to(step.basis[site].device)
         self._kept: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
         self._choice: Tensor | None = None  # per row of the batch, since its prompt was read
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.edit._edit import Edit
-from plexus.edit._numbers import Given, read_numbers
+from plexus.edit._numbers import Given, in_memory, read_numbers
 from plexus.edit._rows import Place, sources
 from plexus.edit._step import Name, Step
 from plexus.errors import DtypeError, RangeError, ShapeError, SiteError, UnknownNameError
@@ -214,7 +214,7 @@ def make(
     }
     if "low" in read and "high" in read:
         for site, low in read["low"].values.items():
-            if bool((low > read["high"].values[site]).any()):
+            if bool((low > read["high"].values[site].to(low.device)).any()):
                 raise RangeError("the lower limit lies above the upper one", given=str(site))
     return Edit((Step(name, neurons, read, positions, directions),))
 
@@ -241,10 +241,11 @@ def _directions(neurons: Neurons, basis: Basis, independent: bool) -> dict[Site,
                 given=tuple(rows.shape),
                 expected=f"[direction, {neurons.sizes[site]}]",
             )
-        rows = rows if rows.is_floating_point() else rows.float()
+        rows = in_memory(rows if rows.is_floating_point() else rows.float())
         if not bool(rows.isfinite().all()):
             raise RangeError("a direction holds a NaN or an infinite number", given=str(site))
-        if independent and int(torch.linalg.matrix_rank(rows.double() * neurons.mask(site))) < len(rows):
+        reached = rows.detach().cpu().double() * neurons.mask(site)
+        if independent and int(torch.linalg.matrix_rank(reached)) < len(rows):
             raise RangeError(
                 f"the directions at site {site} depend on each other, or one is zero on the chosen units",
                 mend="pass independent directions, e.g. an orthonormal basis",

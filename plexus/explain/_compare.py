@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from plexus.edit import Edit
 from plexus.errors import ShapeError, UnknownNameError
-from plexus.explain._measure import Measure, check_draws, check_edit, check_model, check_suite, measured
+from plexus.explain._measure import (
+    Measure,
+    check_draws,
+    check_edit,
+    check_model,
+    check_suite,
+    measured,
+    random_state,
+    to_memory,
+)
 from plexus.explain.controls._matched import AMONG, matched_random
 from plexus.explain.controls._multiple import adjusted
 from plexus.explain.controls._null import Null, null
@@ -45,6 +54,7 @@ class Effect:
     controls: Tensor
 
     def __post_init__(self) -> None:
+        to_memory(self, "controls")
         if self.controls.dim() != 1 or len(self.controls) == 0:
             raise ShapeError(
                 "an effect is reported beside its controls", given=tuple(self.controls.shape), expected="[control]"
@@ -215,7 +225,7 @@ def compare(
         for _ in range(n_random)
     ]
     with random_state_kept():
-        start = torch.get_rng_state()
+        start = random_state()
         before = measured(model, suite, start)
         with edit.on(model):
             after = measured(model, suite, start)

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from plexus.edit import Edit
 from plexus.errors import DtypeError, RangeError, ShapeError, UnknownNameError, require
-from plexus.explain._measure import check_draws, check_edit, check_model, items_of, run_measure
+from plexus.explain._measure import (
+    RandomState,
+    check_draws,
+    check_edit,
+    check_model,
+    items_of,
+    random_state,
+    run_measure,
+    to_memory,
+)
 from plexus.explain.controls._matched import AMONG, matched_random
 from plexus.explain.controls._null import Null, null
 from plexus.probe._progress import tracked
@@ -55,6 +64,9 @@ class EffectMatrix:
     items: Tensor
     members: Tensor
     controls: Tensor
+
+    def __post_init__(self) -> None:
+        to_memory(self, "items", "members", "controls")
 
     @property
     def change(self) -> Tensor:
@@ -110,7 +122,7 @@ class EffectMatrix:
         number = (
             torch.arange(len(self.members))
             if clusters is None
-            else torch.as_tensor(clusters).unique(return_inverse=True)[1]
+            else torch.as_tensor(clusters).cpu().unique(return_inverse=True)[1]
         )
         if number.shape != self.members.shape:
             raise ShapeError("clusters are one per item", given=tuple(number.shape), expected=tuple(self.members.shape))
@@ -247,7 +259,7 @@ def effect_matrix(
         for name, made in edits.items()
     }
     with random_state_kept():
-        start = torch.get_rng_state()
+        start = random_state()
         before = _items(model, measure, start, len(members))
 
         def under(made: Edit) -> dict[str, Tensor]:
@@ -274,7 +286,7 @@ def effect_matrix(
     }
 
 
-def _items(model: nn.Module, measure: Items, start: Tensor, count: int) -> dict[str, Tensor]:
+def _items(model: nn.Module, measure: Items, start: RandomState, count: int) -> dict[str, Tensor]:
     found = run_measure(model, measure, start)
     if not isinstance(found, Mapping) or not found:
         raise DtypeError("the measure gives numbers by name", given=type(found).__name__, expected="{name: [item]}")

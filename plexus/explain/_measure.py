@@ -15,17 +15,26 @@ from plexus.errors import DtypeError, RangeError, ShapeError
 from plexus.probe._quiet import random_state_kept, state_kept
 
 Measure = Callable[[nn.Module], Any]
+RandomState = tuple[Tensor, list[Tensor]]
+"""Of torch: in main memory, and on each GPU."""
 
 
-def measured(model: nn.Module, suite: Mapping[str, Measure], start: Tensor) -> dict[str, float]:
+def random_state() -> RandomState:
+    """The random numbers that torch would draw now, on every device."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def measured(model: nn.Module, suite: Mapping[str, Measure], start: RandomState) -> dict[str, float]:
     """Every measure's number; each begins at the random state `start`."""
     return {name: number_of(name, run_measure(model, measure, start)) for name, measure in suite.items()}
 
 
-def run_measure(model: nn.Module, measure: Measure, start: Tensor) -> Any:
+def run_measure(model: nn.Module, measure: Measure, start: RandomState) -> Any:
     """What one measure gives, begun at the random state `start`."""
     with random_state_kept(), state_kept(model):
-        torch.set_rng_state(start)
+        torch.set_rng_state(start[0])
+        if start[1]:
+            torch.cuda.set_rng_state_all(start[1])
         return measure(model)
 
 
@@ -67,6 +76,14 @@ def items_of(name: str, value: Any) -> Tensor:
     if not bool(items.isfinite().all()):
         raise RangeError(f"the measure {name!r} is not finite", given=items[~items.isfinite()][:3].tolist())
     return items
+
+
+def to_memory(owner: object, *names: str) -> None:
+    """Move tensors of a frozen dataclass to main memory, where results lie."""
+    for name in names:
+        value = getattr(owner, name)
+        if isinstance(value, Tensor):
+            object.__setattr__(owner, name, value.cpu())
 
 
 def check_model(model: object) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from plexus.errors import ShapeError, UnsupportedError, require
+from plexus.explain._measure import to_memory
 from plexus.probe.scores import ConditionUnits
 from plexus.units import Site
 
@@ -47,6 +48,9 @@ class StageProfile:
     kinds: tuple[str, ...]
     counts: Tensor
     units: Tensor
+
+    def __post_init__(self) -> None:
+        to_memory(self, "counts", "units")
 
     def share(self, kind: str) -> Tensor:
         """Share of a layer's units that are of a kind, float64 `[layer]`.

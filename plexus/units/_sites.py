@@ -367,7 +367,7 @@ def _run(model: nn.Module, example: Any) -> None:
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards training flags, buffers and the random state are what they were."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = sorted({buffer.device.index or 0 for buffer in model.parameters() if buffer.is_cuda})
+    devices = sorted({buffer.device.index or 0 for buffer in model.parameters() if buffer.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices), evaluating(model):
             yield

@@ -207,7 +207,7 @@ class EarlyExit:
         self, outputs: Tensor, y: Tensor, *, target: str | float = "no_loss", latency: float | None = None
     ) -> EarlyExit:
         """`calibrate` from read-outs `[time, batch, class]` that `trace` has given."""
-        logits = accumulate(outputs[: self.t_max], self.accumulate)
+        logits, y = accumulate(outputs[: self.t_max], self.accumulate), y.to(outputs.device)
         if self.alpha is None:
             self.alpha = fit_confidence_scale(logits, y) if self.kind != "stability" else 1.0
         self.curve = latency_accuracy_curve(logits, y, confidence(logits, self.alpha, self.kind))
@@ -236,7 +236,7 @@ class EarlyExit:
         logits = accumulate(outputs[: self.t_max], self.accumulate)
         sure = confidence(logits, alpha, self.kind)
         steps = exit_steps(sure, threshold)
-        rows = torch.arange(len(steps))
+        rows = torch.arange(len(steps), device=steps.device)
         return Exited(logits[steps - 1, rows], steps, sure[steps - 1, rows])
 
     @torch.no_grad()

@@ -65,7 +65,7 @@ def gumbel_gate(
         logits: `[…]`.
         temperature: T > 0; small ones come close to 0 and 1.
         hard: give exactly 0 or 1, with the gradient of the relaxed gate.
-        generator: of the noise.
+        generator: of the noise, on any device; the same noise wherever the logits lie.
 
     Examples:
         >>> draw = torch.Generator().manual_seed(0)
@@ -73,7 +73,8 @@ def gumbel_gate(
         >>> abs(opened.item() - torch.tensor(1.0).sigmoid().item()) < 0.02
         True
     """
-    uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
+    device = logits.device if generator is None else generator.device
+    uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=device).to(logits.device)
     soft = sigmoid_gate(logits + torch.logit(uniform, eps=torch.finfo(logits.dtype).eps), 0.0, temperature)
     return straight_through(hard_gate(soft, 0.5), soft) if hard else soft
 

@@ -26,6 +26,7 @@ from plexus.edit.gate._gates import hard_gate, sigmoid_gate, straight_through
 from plexus.edit.gate._mode_operations import Gate, Raise, Tally, default_sites, is_spiking, sizes_of
 from plexus.errors import RangeError, SiteError, UnknownNameError, UnsupportedError
 from plexus.units import Site, SiteList, attach, fingerprint
+from plexus.units._evaluating import differentiable
 from plexus.units._paths import find_module
 
 __all__ = ["Gates", "Mode", "NeuronModes", "settings_of"]
@@ -292,7 +293,9 @@ class NeuronModes(nn.Module):
         operations = [operation for place in range(len(self.sites)) for operation in self._operations(place, tally)]
         _acting.add(self)
         try:
-            with attach(self.base, operations):
+            # the base is in evaluation mode also while gradients go through it
+            through = differentiable(self.base) if torch.is_grad_enabled() else contextlib.nullcontext()
+            with attach(self.base, operations), through:
                 yield self.base
         finally:
             _acting.discard(self)

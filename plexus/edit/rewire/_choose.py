@@ -23,7 +23,7 @@ def largest(score: Tensor, among: Tensor, k: int, generator: torch.Generator) ->
         [2]
     """
     places = among.flatten().nonzero().squeeze(1)
-    places = places[torch.randperm(len(places), generator=generator).to(places.device)]
+    places = places[_order(len(places), generator).to(places.device)]
     values = score.flatten()[places].nan_to_num(nan=-torch.inf)
     return places[values.argsort(descending=True, stable=True)[:k]]
 
@@ -36,7 +36,7 @@ def at_random(among: Tensor, k: int, generator: torch.Generator) -> Tensor:
         [1]
     """
     places = among.flatten().nonzero().squeeze(1)
-    return places[torch.randperm(len(places), generator=generator)[:k].to(places.device)]
+    return places[_order(len(places), generator)[:k].to(places.device)]
 
 
 def put(tensor: Tensor, places: Tensor, value: bool) -> None:
@@ -49,3 +49,7 @@ def put(tensor: Tensor, places: Tensor, value: bool) -> None:
         [[False, False], [True, False], [False, False]]
     """
     tensor[torch.unravel_index(places, tensor.shape)] = value
+
+
+def _order(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=generator, device=generator.device)

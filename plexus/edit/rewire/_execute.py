@@ -92,9 +92,10 @@ def densify(model: nn.Module) -> nn.Module:
         matrix, groups = layer.matrix(), layer._buffers
         fresh: nn.Module
         if isinstance(layer, SparseConv):
-            fresh = layer.dense_layer()
+            fresh = layer.dense_layer(matrix.device)
         else:
-            fresh = nn.Linear(matrix.shape[1], matrix.shape[0], layer.bias is not None, dtype=layer.given.dtype)
+            out, into = matrix.shape
+            fresh = nn.Linear(into, out, layer.bias is not None, device=matrix.device, dtype=layer.given.dtype)
         with torch.no_grad():
             fresh.get_parameter("weight").copy_(matrix)
             if layer.bias is not None:

@@ -91,7 +91,7 @@ def modularity(mask: Tensor | Wiring, groups_out: Tensor | None = None, groups_i
     if not total:
         return 0.0
     expected = torch.outer(edges.sum(1), edges.sum(0)) / total
-    same = groups_out[:, None] == groups_in
+    same = groups_out.to(edges.device)[:, None] == groups_in.to(edges.device)
     return float(((edges - expected) * same).sum() / total)
 
 
@@ -131,7 +131,7 @@ def edge_turnover(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> 
             raise UnknownNameError.among("mask", name, after)
         if old.shape != after[name].shape:
             raise ShapeError(f"the masks of {name!r} differ", given=tuple(after[name].shape), expected=tuple(old.shape))
-        kept = int((old.bool() & after[name].bool()).sum())
+        kept = int((old.bool() & after[name].to(old.device).bool()).sum())
         found[name] = 1 - kept / max(1, int(old.bool().sum()))
     return found
 

@@ -330,11 +330,19 @@ class SparseTraining:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self._t, self._stepped = int(state["step"]), False
-        self._gradients = dict(state["gradients"])
-        self._joint = {name: CoActivity(**parts) for name, parts in state["joint"].items()}
-        self.generator.set_state(state["generator"])
+        device = {name: layer.get_parameter("weight").device for name, layer in self._all.items()}
+        gradients, joint = (
+            {name: kept for name, kept in state[key].items() if name in device} for key in ("gradients", "joint")
+        )
+        self._gradients = {name: gradient.to(device[name]) for name, gradient in gradients.items()}
+        self._joint = {name: CoActivity(**_lying(parts, device[name])) for name, parts in joint.items()}
+        self.generator.set_state(state["generator"].cpu())
         self.history = [Rewired(*change) for change in state["history"]]
         self._wake()
+
+
+def _lying(parts: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: part.to(device) if isinstance(part, Tensor) else part for name, part in parts.items()}
 
 
 def _shares(kind: str, rules: str | Mapping[Any, float], known: tuple[str, ...]) -> dict[str, float]:

@@ -39,6 +39,8 @@ By = Literal["length", "own", "norm"]
 class ClusteredDirections:
     """Directions of clusters and the probe that chooses among them, per site. Made by `ClusteredDirections.fit`.
 
+    Its tensors are moved to main memory, as recordings are.
+
     Attributes:
         directions: of length one, `[cluster, unit]`.
         lengths: of the mean contrast of each cluster, `[cluster]`.
@@ -54,6 +56,10 @@ class ClusteredDirections:
     bias: Mapping[Site, Tensor]
     clusters: Mapping[Site, Tensor]
     model: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("directions", "lengths", "weight", "bias", "clusters"):
+            object.__setattr__(self, name, {site: part.cpu() for site, part in getattr(self, name).items()})
 
     @classmethod
     def fit(
@@ -134,7 +140,7 @@ class ClusteredDirections:
     def accuracy(self, states: Recording, clusters: Mapping[Site, Tensor]) -> dict[Site, float]:
         """Share of the rows for which the probe chooses the given cluster, per site."""
         choice = self.choice(states)
-        return {site: float((choice[site] == clusters[site]).double().mean()) for site in choice}
+        return {site: float((choice[site] == clusters[site].cpu()).double().mean()) for site in choice}
 
     def refined(
         self, states: Recording, clusters: Mapping[Site, Tensor], *, rate: float = 0.1, steps: int = 1
@@ -155,7 +161,7 @@ class ClusteredDirections:
         for site, rows in self.directions.items():
             if site not in clusters:
                 raise SiteError("no clusters were given for a site", given=str(site))
-            x, y = _normed(states[site].float()), clusters[site]
+            x, y = _normed(states[site].float()), clusters[site].cpu()
             if len(x) != len(y) or not len(y):
                 raise ShapeError("there is one cluster per state", given=len(y), expected=len(x))
             if int(y.min()) < 0 or int(y.max()) >= len(rows):
@@ -214,7 +220,7 @@ def choose(
     amounts: dict[Site, Tensor] = {}
     for site, rows in clustered.directions.items():
         each = strength[site] if isinstance(strength, Mapping) else strength
-        amount = torch.as_tensor(each, dtype=torch.float32).expand(len(rows))
+        amount = torch.as_tensor(each, dtype=torch.float32, device=rows.device).expand(len(rows))
         amounts[site] = amount * clustered.lengths[site] if by == "own" else amount.clone()
     numbers: dict[str, Given] = {"share" if by == "norm" else "amount": amounts}
     numbers |= {"weight": clustered.weight, "bias": clustered.bias}

@@ -159,9 +159,9 @@ def _constants(step: Step) -> dict[Site, Tensor]:
     out = {}
     for action in step.actions():
         site, mask = action.site, step.neurons.mask(action.site)
-        amount = step.numbers["amount"].of(site, mask).detach()
+        amount = step.numbers["amount"].of(site, mask).detach().cpu()
         if step.basis is not None:
-            basis = step.basis[site].to(amount.dtype) * mask
+            basis = step.basis[site].detach().to(amount) * mask
             out[site] = amount.expand(len(basis)) @ basis
         elif amount.dim() > 1:
             raise _refusal(f"units of site {site} are vectors")

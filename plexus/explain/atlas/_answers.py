@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plexus.errors import RangeError
 from plexus.explain._sweep import Cell, kept_prefix, sweep
-from plexus.explain.atlas._matter import Matter
+from plexus.explain.atlas._matter import Matter, fed
 from plexus.probe._batches import run
 from plexus.probe._progress import tracked
 from plexus.probe._quiet import quiet
@@ -57,7 +57,7 @@ def untouched(model: nn.Module, matter: Matter, indices: Sequence[Tensor], rows:
     outcomes, right = [], []
     with quiet(model):
         for index in indices:
-            output = run(model, matter.batch(index), None, None)
+            output = run(model, fed(model, matter, index), None, None)
             outcomes.append(matter.outcome(output, index).double().cpu())
             right.append(matter.right(output, index))
             logits = getattr(output, "logits", output)
@@ -91,7 +91,7 @@ def switched_off(
     prefix, last = None, None
     for index, site in tracked(steps, "units switched off one by one", len(steps), None):
         if index is not last:
-            batch, last = matter.batch(index), index
+            batch, last = fed(model, matter, index), index
             prefix, _ = kept_prefix(model, batch, list(units))
         cells = [Cell(int(unit), 0.0) for unit in units[site]]
         each, hits = [], []

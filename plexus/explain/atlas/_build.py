@@ -22,7 +22,7 @@ from plexus.explain.atlas._answers import VISIBLE, Answers, answers, switched_of
 from plexus.explain.atlas._band import band
 from plexus.explain.atlas._choice import attribution, choose, everything
 from plexus.explain.atlas._doses import Dose, add_doses
-from plexus.explain.atlas._matter import Matter
+from plexus.explain.atlas._matter import Matter, fed
 from plexus.explain.atlas._sites import default_sites, refuse_routed
 from plexus.probe import record, stream
 from plexus.probe.scores import auroc
@@ -205,14 +205,13 @@ def build(
         few = matter.concepts[int(counts.argmin())]
         raise ShapeError(f"concept {few!r} has too few samples", given=int(counts.min()), expected="at least 4")
     if at is None:
-        names = default_sites(model, matter.batch(torch.arange(len(matter.labels))[:2]))
+        names = default_sites(model, fed(model, matter, torch.arange(len(matter.labels))[:2]))
     else:
         names = {site: site.path for site in ([at] if isinstance(at, Site) else at)}
     chosen = list(names)
     refuse_routed(chosen)
     indices = list(torch.arange(len(matter.labels)).split(batch))
-    batches = [matter.batch(index) for index in indices]
-    seen = record(model, batches, at=chosen, pool=matter.pool)
+    seen = record(model, (fed(model, matter, index) for index in indices), at=chosen, pool=matter.pool)
     first = _halves(matter.labels)
     before, right, rows = untouched(model, matter, indices, rows)
     values = {site: _flat(seen[site]) for site in chosen}
@@ -303,7 +302,7 @@ def _add_exemplars(atlas: Atlas, model: nn.Module, seen: Recording, count: int, 
     wanted = {site: top.indices for site, top in best.items()}
     parts = list(used.split(batch))
     places: dict[tuple[Site, int, int], Any] = {}
-    pieces = stream(model, [atlas.matter.batch(part) for part in parts], at=list(best))
+    pieces = stream(model, (fed(model, atlas.matter, part) for part in parts), at=list(best))
     for part, piece in zip(parts, pieces, strict=True):
         for site, indices in wanted.items():
             table = piece.table[site]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from plexus.errors import RangeError
 from plexus.explain.atlas._band import MATCHED
-from plexus.explain.atlas._matter import Matter
+from plexus.explain.atlas._matter import Matter, fed
 from plexus.explain.controls import matched_random
 from plexus.probe import record
 from plexus.probe._progress import tracked
@@ -63,7 +63,7 @@ def attribution(model: nn.Module, matter: Matter, samples: Tensor, at: Sequence[
         own = samples[matter.labels[samples] == concept]
         lost: dict[Site, Tensor] = {}
         for index in own.split(TOGETHER):
-            batch = [matter.batch(index)]
+            batch = [fed(model, matter, index)]
 
             def gain(output: Any, _: Any, index: Tensor = index) -> Tensor:
                 return matter.outcome(output, index).sum()

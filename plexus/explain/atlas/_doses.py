@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from plexus.explain._prefix import Prefix, taken
 from plexus.explain._sweep import Cell, kept_prefix, sweep
 from plexus.explain.atlas._answers import finite
+from plexus.explain.atlas._matter import fed
 
 if TYPE_CHECKING:
     from plexus.explain.atlas._build import Atlas, Page
@@ -80,7 +81,7 @@ def add_doses(
         seen = torch.tensor([sample for page, unit in units for sample in page.probes[unit]])
         together = torch.cat([own, other, seen]).unique()
         sites = list(dict.fromkeys(page.site for page, _ in units))
-        prefix, _ = kept_prefix(model, atlas.matter.batch(together), sites)
+        prefix, _ = kept_prefix(model, fed(model, atlas.matter, together), sites)
         for page, unit in units:
             page.doses[unit] = _curve(
                 atlas, model, page, unit, factors, _Tried(own, other, together, prefix), before, rows
@@ -112,7 +113,7 @@ def _curve(
     own, other = len(tried.own), len(tried.other)
     index = torch.cat([tried.own, tried.other, torch.tensor(page.probes[unit])])
     among = torch.searchsorted(tried.together, index)
-    batch = taken(matter.batch(tried.together), among, len(tried.together))
+    batch = taken(fed(model, matter, tried.together), among, len(tried.together))
     cells = [Cell(number, factor) for factor in factors]
     curve = []
     for part, output in sweep(model, batch, page.site, cells, rows=rows, prefix=tried.prefix, among=among):

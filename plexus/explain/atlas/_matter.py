@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plexus.data._padding import padded
 from plexus.errors import DtypeError, RangeError, ShapeError, require
@@ -21,7 +21,7 @@ class Matter(Protocol):
     Attributes:
         kind: what the pages show: "images" or "texts".
         concepts: names.
-        labels: concept of each sample, `[sample]`.
+        labels: concept of each sample, `[sample]`, in main memory.
         pool: how the values of one sample become one response of a unit.
     """
 
@@ -47,6 +47,12 @@ class Matter(Protocol):
 
     def place(self, values: Tensor, sample: int) -> Any:
         """Where in the sample a unit is active, from its values `[position]`, as the pages take it."""
+
+
+def fed(model: nn.Module, matter: Matter, index: Tensor) -> Any:
+    """The model's input for these samples, where the first parameter of the model lies."""
+    batch, first = matter.batch(index), next(model.parameters(), None)
+    return batch if first is None or first.is_meta else _moved(batch, first.device)
 
 
 class Images:
@@ -228,11 +234,21 @@ def _logits(output: Any) -> Tensor:
 
 
 def _highest(logits: Tensor, name: Any) -> list[list[tuple[str, float]]]:
-    chance, index = logits.float().softmax(-1).topk(min(3, logits.shape[-1]))
+    chance, index = (part.cpu() for part in logits.float().softmax(-1).topk(min(3, logits.shape[-1])))
     return [
         [(name(int(i)), round(float(p), 4)) for i, p in zip(row_i, row_p, strict=True)]
         for row_i, row_p in zip(index, chance, strict=True)
     ]
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: _moved(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(_moved(value, device) for value in batch)
+    return batch
 
 
 def _labels(labels: Tensor, samples: int) -> Tensor:

@@ -63,7 +63,7 @@ def logit_difference(right: Tensor, wrong: Tensor, position: int | Tensor = -1) 
         >>> metric(torch.tensor([[[0.0, 1.0, 5.0]]]), torch.tensor([0]))
         tensor([5.])
     """
-    right, wrong = torch.as_tensor(right), torch.as_tensor(wrong)
+    right, wrong = torch.as_tensor(right).cpu(), torch.as_tensor(wrong).cpu()
     if right.dim() != 1 or right.shape != wrong.shape:
         raise ShapeError(
             "answers are one token per pair",
@@ -73,16 +73,16 @@ def logit_difference(right: Tensor, wrong: Tensor, position: int | Tensor = -1) 
         )
     if right.is_floating_point() or wrong.is_floating_point():
         raise DtypeError("answers are token numbers", given=right.dtype)
-    columns = torch.as_tensor(position)
+    columns = torch.as_tensor(position).cpu()
     if columns.dim() and columns.shape != right.shape:
         raise ShapeError("columns are one per pair", given=tuple(columns.shape), expected=tuple(right.shape))
     columns = columns.expand(right.shape)
 
     def metric(output: Any, pair: Tensor) -> Tensor:
         logits = output if isinstance(output, Tensor) else output.logits
-        index = pair.to(right.device)
+        index = pair.cpu()
         if logits.dim() == 3:
-            logits = logits[torch.arange(len(logits), device=logits.device), columns[pair].to(logits.device)]
+            logits = logits[torch.arange(len(logits), device=logits.device), columns[index].to(logits.device)]
         last = logits.float()
         one, two = (last.gather(1, side[index].to(last.device)[:, None]) for side in (right, wrong))
         return (one - two).squeeze(1)

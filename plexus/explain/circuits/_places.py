@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plexus.errors import DtypeError, RangeError, ShapeError, SiteError, UnknownNameError, require
+from plexus.explain._measure import to_memory
 from plexus.explain.circuits._rows import ALL
 from plexus.explain.controls._multiple import sign_flip
 from plexus.units import Scores, Site
@@ -81,6 +82,9 @@ class PatchMap:
     controls: Tensor | None
     direction: str
     model: str | None = None
+
+    def __post_init__(self) -> None:
+        to_memory(self, "effects", "total", "base", "controls")
 
     @property
     def normalised(self) -> Tensor:
@@ -234,7 +238,7 @@ def columns_of(positions: Positions, length: int, pairs: int) -> dict[int | str 
 
 
 def _column(given: int | Tensor, length: int, pairs: int) -> Tensor:
-    column = torch.as_tensor(given)
+    column = torch.as_tensor(given).cpu()
     if column.is_floating_point() or column.dtype == torch.bool:
         raise DtypeError("a position is a whole number", given=column.dtype)
     column = column.expand(pairs) if column.dim() == 0 else column

@@ -24,7 +24,16 @@ from torch import Tensor, nn
 
 from plexus.edit import Edit
 from plexus.errors import RangeError, ShapeError
-from plexus.explain._measure import Measure, check_draws, check_edit, check_model, check_suite, items_of, run_measure
+from plexus.explain._measure import (
+    Measure,
+    check_draws,
+    check_edit,
+    check_model,
+    check_suite,
+    items_of,
+    random_state,
+    run_measure,
+)
 from plexus.explain.controls._matched import AMONG, matched_random
 from plexus.explain.controls._multiple import sign_flip
 from plexus.explain.controls._null import Null, null
@@ -168,7 +177,7 @@ def double_dissociation(
         second = matched_random(two, generator, exclude=_over(taken, two) if exclude else False, **options)
         pairs.append((first, second))
     with random_state_kept():
-        start = torch.get_rng_state()
+        start = random_state()
 
         def items() -> list[Tensor]:
             return [items_of(name, run_measure(model, measure, start)) for name, measure in tasks.items()]

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 
 from plexus.edit import Edit
 from plexus.errors import DtypeError, RangeError, ShapeError
-from plexus.explain._measure import Measure, check_draws, check_edit, check_model, check_suite, measured
+from plexus.explain._measure import (
+    Measure,
+    check_draws,
+    check_edit,
+    check_model,
+    check_suite,
+    measured,
+    random_state,
+)
 from plexus.explain.controls._matched import AMONG, is_along, stand_in_map
 from plexus.explain.controls._null import Null, null
 from plexus.probe._progress import tracked
@@ -64,7 +72,7 @@ class DoseCurve:
 
     def __post_init__(self) -> None:
         for field in ("doses", "change", "controls"):
-            object.__setattr__(self, field, torch.as_tensor(getattr(self, field)).double())
+            object.__setattr__(self, field, torch.as_tensor(getattr(self, field)).cpu().double())
         if self.controls.dim() != 2 or len(self.controls) == 0 or self.controls.shape[1] != len(self.doses):
             raise ShapeError(
                 "a dose curve is reported beside those of its controls",
@@ -242,7 +250,7 @@ def dose_curve(
         places = [stand_in_map(union, generator, exclude, match, among, tolerance) for _ in range(n_random)]
         moved = [[made.moved(place) for made in edits] for place in places]
     with random_state_kept():
-        start = torch.get_rng_state()
+        start = random_state()
         before = measured(model, suite, start)
 
         def curve(row: Sequence[Edit]) -> list[dict[str, float]]:

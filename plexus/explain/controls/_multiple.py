@@ -4,7 +4,7 @@
     Holm            p̃(i) = max_{j<=i} min(1, (m-j+1) p(j))                                   (Holm 1979)
     B-H             q(i) = min_{j>=i} min(1, m p(j)/j)                                       (Benjamini & Hochberg 1995)
 
-All take plain sequences or arrays of finite numbers and raise `RangeError` otherwise.
+All take plain sequences, arrays or tensors of finite numbers and raise `RangeError` otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from plexus.errors import DtypeError, RangeError, ShapeError, UnknownNameError
@@ -30,7 +31,7 @@ def finite_numbers(values: ArrayLike, least: int = 1) -> Floats:
         ShapeError: they do not come in one dimension.
         RangeError: there are fewer than `least`, or one is NaN or infinite.
     """
-    array = np.asarray(values, dtype=np.float64)
+    array = _array(values)
     if array.ndim != 1:
         raise ShapeError("one number per seed is needed", given=array.shape, expected="one dimension")
     if array.size < least:
@@ -61,8 +62,12 @@ def sign_flip(values: ArrayLike, bar: float = 0.0, *, draws: int = 20_000, seed:
     return extreme / 2**n if n <= ENUMERATE else (extreme + 1) / (draws + 1)
 
 
+def _array(values: ArrayLike) -> Floats:
+    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+
+
 def _p_values(p_values: ArrayLike) -> Floats:
-    array = np.asarray(p_values, dtype=np.float64)
+    array = _array(p_values)
     if array.ndim != 1:
         raise ShapeError("p values come in one dimension", given=array.shape)
     if not ((array >= 0) & (array <= 1)).all():

@@ -50,7 +50,7 @@ def null(effect: float, controls: Tensor) -> Null:
         >>> found.percentile, found.p
         (0.0, 0.25)
     """
-    controls = torch.as_tensor(controls, dtype=torch.float64)
+    controls = torch.as_tensor(controls, dtype=torch.float64, device="cpu")
     if controls.dim() != 1 or len(controls) == 0:
         raise ShapeError("an effect is compared with at least one control", given=tuple(controls.shape))
     if effect != effect or bool(controls.isnan().any()):

@@ -48,7 +48,7 @@ def shuffled(labels: Tensor, generator: torch.Generator, *, within: Tensor | Non
     order = torch.randperm(len(labels), generator=generator, device=generator.device).cpu()
     if within is None:
         return labels[order]
-    group = torch.as_tensor(within)
+    group = torch.as_tensor(within).cpu()
     if group.shape != (len(labels),):
         raise ShapeError("groups are one per sample", given=tuple(group.shape), expected=f"[{len(labels)}]")
     source = order[torch.argsort(group[order], stable=True)]  # random inside each group, groups in ascending order

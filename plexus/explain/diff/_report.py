@@ -148,7 +148,7 @@ def checkpoints(
     alike = recordings(base, tuned, kept, sites, pool=pool, least=least)
     probed = None
     if labels is not None:
-        flags = torch.as_tensor(labels).bool()
+        flags = torch.as_tensor(labels).cpu().bool()
         both = [record(model, kept, sites, pool="last", labels=flags) for model in (base, tuned)]
         train, test = _halves(flags)
         probed = probes(
