@@ -8,11 +8,11 @@ where the model is not. `conftest.py` offers it as the fixture `elsewhere`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -122,21 +122,21 @@ class _Mode(TorchDispatchMode):
         return across(func, args, kwargs or {})
 
 
-MADE = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
+MADE = [(torch, "tensor"), (torch, "as_tensor"), (torch, "asarray"), (torch.Tensor, "new_tensor")]
 
 
-class _Numbers(TorchFunctionMode):
-    """Tensors made of Python's numbers: torch would make a meta tensor without any."""
+def _told(make: Any) -> Any:
+    """`torch.tensor` and the like, which make their tensor before any operator is called that could say where."""
+    beside = make is torch.Tensor.new_tensor
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        options = dict(kwargs or {})
-        if func not in MADE:
-            return func(*args, **options)
-        told = options.get("device") or (args[0].device if func is torch.Tensor.new_tensor else None)
-        if told is None or torch.device(told).type != SECOND.type or isinstance(args[-1], Second):
-            return func(*args, **options)
-        learnt = options.pop("requires_grad", False)
-        return func(*args, **{**options, "device": "cpu"}).to(SECOND).requires_grad_(learnt)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        device = kwargs.get("device") or (args[0].device if beside else None)
+        if device is None or torch.device(device).type != SECOND.type or isinstance(args[-1], Second):
+            return make(*args, **kwargs)
+        learnt = kwargs.pop("requires_grad", False)
+        return make(*args, **{**kwargs, "device": "cpu"}).to(SECOND).requires_grad_(learnt)
+
+    return told
 
 
 @contextmanager
@@ -145,7 +145,9 @@ def second_device() -> Iterator[torch.device]:
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # else `module.double()` changes the shell alone
     try:
-        with _Mode(), _Numbers():
+        with _Mode(), ExitStack() as stack:
+            for owner, name in MADE:
+                stack.enter_context(patch.object(owner, name, _told(getattr(owner, name))))
             yield SECOND
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)

@@ -210,9 +210,8 @@ def column(name: str, number: Tensor | float, x: Tensor) -> Tensor:
 
 def constant(number: float, x: Tensor) -> Tensor:
     """The number in one element, of the dtype and on the device of x; kept, since making it takes a GPU a launch."""
-    capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()  # what a graph makes is not there until it runs
-    if capturing or not overlooked([x]):
-        return x.new_full((1,), number)
+    if not overlooked([x]) or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return x.new_full((1,), number)  # what a graph makes is not there before it runs
     return _kept_constant(number, x.dtype, x.device)
 
 
