@@ -6,7 +6,7 @@ import json
 import sys
 
 import torch
-from _timing import peak_memory, settled
+from _timing import device, peak_memory, settled
 
 
 def snntorch(x):
@@ -70,16 +70,17 @@ PEERS = {
 
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
-    torch.set_default_device(sys.argv[2])
+    device.use(sys.argv[2])
     ready: dict[tuple, object] = {}
     for line in sys.stdin:
         name, mode, *shape = line.rstrip("\n").split("\t")
         key = (name, mode, *shape)
         try:
             if not ready or key not in ready:
-                x = torch.rand(*map(int, shape), requires_grad=mode != "forward")
-                grad = torch.rand_like(x)
-                run = PEERS[name](x)
+                with device.making():
+                    x = torch.rand(*map(int, shape), requires_grad=mode != "forward")
+                    grad = torch.rand_like(x)
+                    run = PEERS[name](x)
 
                 def call(x=x, grad=grad, run=run, mode=mode):
                     if mode == "forward":

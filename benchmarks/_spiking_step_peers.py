@@ -11,7 +11,7 @@ import sys
 
 import torch
 from _spiking_nets import Folded, layers, training_step
-from _timing import peak_memory, settled
+from _timing import device, peak_memory, settled
 from torch import nn
 
 
@@ -86,7 +86,7 @@ PEERS = {
 
 def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
-    torch.set_default_device(sys.argv[2])
+    device.use(sys.argv[2])
     ready: dict[tuple, object] = {}
     for line in sys.stdin:
         name, case = line.rstrip("\n").split("\t")
@@ -94,7 +94,8 @@ def main() -> None:
             if (name, case) not in ready:
                 ready.clear()
                 torch.manual_seed(0)
-                step = training_step(Folded(layers(case, *PEERS[name])), case)
+                with device.making():
+                    step = training_step(Folded(layers(case, *PEERS[name])), case)
                 step()
                 ready[name, case] = step
                 memory = peak_memory(step)

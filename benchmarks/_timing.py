@@ -1,10 +1,12 @@
 """What the benchmarks share: repeated timing, copy bandwidth, peak memory, and JSON lines.
 
-Tensors are made, and times and memory taken, on torch's default device.
+`device.use(name)` says where tensors are made and where times and memory are taken. It is not torch's default device
+throughout: with one set, every call of torch passes through Python, which would be timed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import statistics
@@ -17,16 +19,39 @@ MILLISECONDS = 1e3
 IN_A_ROW = 10
 
 
-def on_gpu() -> bool:
-    """Is torch's default device a GPU?"""
-    import torch
+class Device:
+    """Where a benchmark runs: the CPU, or a GPU."""
 
-    return torch.get_default_device().type == "cuda"
+    def __init__(self) -> None:
+        self.name = "cpu"
+
+    def use(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.name == "cuda"
+
+    @property
+    def label(self) -> str:
+        """The GPU's own name, or `cpu`."""
+        import torch
+
+        return torch.cuda.get_device_name() if self.on_gpu else self.name
+
+    def making(self) -> contextlib.AbstractContextManager[object]:
+        """Inside, tensors and modules are made there."""
+        import torch
+
+        return torch.device(self.name)
+
+
+device = Device()
 
 
 def once(function: Callable[[], object]) -> float:
     """Milliseconds of one call; on a GPU, of one of ten in a row, as in training, until the last has ended."""
-    if not on_gpu():
+    if not device.on_gpu:
         start = time.perf_counter()
         function()
         return (time.perf_counter() - start) * MILLISECONDS
@@ -45,7 +70,7 @@ def settled(function: Callable[[], object]) -> float:
 
     OpenMP's threads spin for some milliseconds after their work; in the next process they would be an opponent.
     """
-    time.sleep(0 if on_gpu() else 0.1)
+    time.sleep(0 if device.on_gpu else 0.1)
     function()
     return once(function)
 
@@ -54,13 +79,14 @@ def copy_time(elements: int) -> Callable[[], float]:
     """A clock for copying a float32 tensor of that many elements onto another: one read and one write of each."""
     import torch
 
-    source, target = torch.rand(elements), torch.empty(elements)
+    with device.making():
+        source, target = torch.rand(elements), torch.empty(elements)
     return lambda: settled(lambda: target.copy_(source))
 
 
 def peak_memory(function: Callable[[], object]) -> float | None:
     """MB by which the memory of this process (on a GPU: its tensors) rises at most during the call; None if unknown."""
-    if on_gpu():
+    if device.on_gpu:
         import torch
 
         torch.cuda.synchronize()

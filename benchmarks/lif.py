@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from _peers import Peers
-from _timing import copy_time, emit, note, peak_memory, settled, summary
+from _timing import copy_time, device, emit, note, peak_memory, settled, summary
 
 import plexus as px
 
@@ -31,8 +31,9 @@ PEERS = {"cpu": COMMON, "cuda": (*COMMON, "spikingjelly cupy", "spikingjelly tri
 
 
 def ours(mode: str, shape: tuple[int, ...]):
-    x = torch.rand(shape, requires_grad=mode != "forward")
-    grad = torch.rand(shape)
+    with device.making():
+        x = torch.rand(shape, requires_grad=mode != "forward")
+        grad = torch.rand(shape)
 
     def call():
         if mode == "forward":
@@ -46,7 +47,6 @@ def ours(mode: str, shape: tuple[int, ...]):
 
 
 def compare(mode: str, shape: tuple[int, ...], peers: Peers, rounds: int) -> dict[str, object]:
-    device = torch.get_default_device().type
     call, copy = ours(mode, shape), copy_time(shape[0] * shape[1] * shape[2])
     copy()
     times: dict[str, list[float]] = {"plexus": [], "copy": []}
@@ -55,7 +55,7 @@ def compare(mode: str, shape: tuple[int, ...], peers: Peers, rounds: int) -> dic
     for _ in range(rounds):
         times["copy"].append(copy())
         times["plexus"].append(settled(call))
-        for name in PEERS[device] if peers.process else ():
+        for name in PEERS[device.name] if peers.process else ():
             if name in errors:
                 continue
             answer = peers.time(name, mode, *map(str, shape))
@@ -72,7 +72,7 @@ def compare(mode: str, shape: tuple[int, ...], peers: Peers, rounds: int) -> dic
         "benchmark": "lif",
         "mode": mode,
         "shape": list(shape),
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "device": device.label,
         "threads": torch.get_num_threads(),
         "floor_ms": round(floor, 3),
         "plexus_over_floor": round(mine / floor, 2),
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=list(SHAPES), default="cpu")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    torch.set_default_device(options.device)
+    device.use(options.device)
     for shape in SHAPES[options.device]:
         for mode in MODES:
             peers = Peers(options.peers, "_lif_peers.py", str(options.threads), options.device, "memory")

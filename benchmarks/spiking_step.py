@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from _peers import Peers
 from _spiking_nets import CASES, Folded, Nothing, RecurrentNothing, layers, training_step
-from _timing import emit, note, peak_memory, settled, summary
+from _timing import device, emit, note, peak_memory, settled, summary
 
 import plexus as px
 
@@ -46,18 +46,20 @@ class Spikes(torch.nn.Module):
 
 def ours(case: str, linear: type = px.nn.SpikingLinear, memory: str = "keep"):
     torch.manual_seed(0)
-    found = layers(
-        case,
-        lambda units: px.nn.LIF(units, **NEURON),
-        lambda size: px.nn.RecurrentLIF(size, autapses=True, **NEURON),
-        linear,
-    )
-    return training_step(Spikes(px.nn.Sequential(*found, memory=memory)), case)
+    with device.making():
+        found = layers(
+            case,
+            lambda units: px.nn.LIF(units, **NEURON),
+            lambda size: px.nn.RecurrentLIF(size, autapses=True, **NEURON),
+            linear,
+        )
+        return training_step(Spikes(px.nn.Sequential(*found, memory=memory)), case)
 
 
 def bare(case: str):
     torch.manual_seed(0)
-    return training_step(Folded(layers(case, lambda _: Nothing(), RecurrentNothing)), case)
+    with device.making():
+        return training_step(Folded(layers(case, lambda _: Nothing(), RecurrentNothing)), case)
 
 
 def compare(case: str, options: argparse.Namespace) -> dict[str, object]:
@@ -98,7 +100,7 @@ def compare(case: str, options: argparse.Namespace) -> dict[str, object]:
     return {
         "benchmark": "spiking-step",
         "case": case,
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else options.device,
+        "device": device.label,
         "threads": torch.get_num_threads(),
         "step": found,
         "bare_ms": floor,
@@ -126,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=list(PEERS), default="cpu")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    torch.set_default_device(options.device)
+    device.use(options.device)
     for case in options.case:
         emit(compare(case, options), options.json)
     return 0

@@ -62,9 +62,10 @@ if torch.backends.cuda.is_built() and _triton.installed():
 
 
 def overlooked(tensors: Iterable[Tensor]) -> bool:
-    """Does nothing look on that has to see an operator: no compiler, tracer, dispatch mode or tensor subclass?"""
+    """Does nothing look on that has to see an operator: no compiler, tracer, transform, mode or tensor subclass?"""
     return not (
         torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state() is not None
         or any(type(t) is not Tensor and type(t) is not nn.Parameter for t in tensors)

@@ -31,7 +31,9 @@ __all__ = [
 ]
 
 BLOCK = 128  # columns of a program: one for each thread of four warps
-LARGE = 1 << 30  # bytes of what is carried between steps that backward keeps at once: below, it need not step twice
+MANY = 1 << 20  # columns from which on each thread takes WIDER of them: a GPU full of threads waits for memory less
+WIDER = 4
+LARGE = 64 << 20  # bytes of what is carried between steps that backward keeps at once
 
 
 def installed() -> bool:
@@ -143,4 +145,5 @@ def launch(kernel: Any, like: Tensor, *arguments: Any) -> None:
     if like.numel():
         with torch.cuda.device_of(like):
             given = [a.detach() if isinstance(a, Tensor) and a.requires_grad else a for a in arguments]
-            kernel[(-(-like.numel() // BLOCK),)](*given, BLOCK=BLOCK, enable_fp_fusion=False)
+            block = BLOCK * WIDER if like.numel() >= MANY else BLOCK
+            kernel[(-(-like.numel() // block),)](*given, BLOCK=block, enable_fp_fusion=False)

@@ -63,3 +63,12 @@ def test_a_subclass_sees_the_operator():
     watched.held = x
     assert torch.equal(lif(watched, decay=0.9)[0], lif(x, decay=0.9)[0])
     assert any(name.startswith("plexus.lif") for name in seen)
+
+
+def test_numbers_met_first_inside_a_transform_are_good_outside():
+    x = torch.rand(3, 1, 2, dtype=torch.float64)
+    torch.func.vmap(lambda each: lif(each, decay=0.40625)[0])(x.expand(4, 3, 1, 2))
+    torch.func.jvp(lambda each: lif(each, decay=0.46875, smooth=True)[0], (x,), (x,))
+    for number in (0.40625, 0.46875):
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(_neuron.constant(number, x))
+    assert torch.equal(lif(x, decay=0.40625)[0], lif(x, decay=torch.tensor(0.40625, dtype=torch.float64))[0])

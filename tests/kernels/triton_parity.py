@@ -176,7 +176,9 @@ class TestAsTheBackend:
         loss = (out * weights).sum() + (state.v + x.sum()).square().sum()
         return out, state, torch.autograd.grad(loss, [x, decay], allow_unused=True, materialize_grads=True)
 
-    def test_more_columns_than_a_program_owns(self):
+    @pytest.mark.parametrize("many", [_triton.MANY, 0])
+    def test_more_columns_than_a_program_owns(self, many, monkeypatch):
+        monkeypatch.setattr(_triton, "MANY", many)
         x = torch.rand(2, 3, 50, generator=torch.Generator().manual_seed(2))  # two programs, the second not full
         assert _triton.BLOCK < 3 * 50 < 2 * _triton.BLOCK
         fused, eager = (self.run(x, backend) for backend in ("fused", "eager"))
