@@ -213,8 +213,12 @@ def make(
         for key, value in numbers.items()
     }
     if "low" in read and "high" in read:
-        for site, low in read["low"].values.items():
-            if bool((low > read["high"].values[site].to(low.device)).any()):
+        for site in read["low"].values:
+            mask = neurons.mask(site)
+            ends = [read[end].of(site, mask).detach().cpu() for end in ("low", "high")]
+            wide = max(end.dim() for end in ends)  # one may be of units, the other of their features
+            low, high = (end.reshape(*end.shape, *[1] * (wide - end.dim())) if end.dim() else end for end in ends)
+            if bool(((low > high)[mask] if wide else low > high).any()):
                 raise RangeError("the lower limit lies above the upper one", given=str(site))
     return Edit((Step(name, neurons, read, positions, directions),))
 

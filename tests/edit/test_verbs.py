@@ -43,6 +43,10 @@ VERBS: dict[str, tuple[Callable[..., Edit], Callable[[Tensor], Tensor]]] = {
     "scale per site": (lambda n: edit.scale(n, {HIDDEN: 2}), lambda h: 2 * h),
     "clamp": (lambda n: edit.clamp(n, 0.25), lambda h: torch.full_like(h, 0.25)),
     "clamp low": (lambda n: edit.clamp(n, low=0.1), lambda h: h.clamp(min=0.1)),
+    "clamp, one limit per unit, one per chosen unit": (
+        lambda n: edit.clamp(n, low=torch.full((5,), -0.1), high=torch.tensor([0.1, 0.2])),
+        lambda h: torch.minimum(h.clamp(min=-0.1), torch.tensor([0.1, 0.2])),
+    ),
     "clamp both": (
         lambda n: edit.clamp(n, low=-0.1, high=torch.tensor([0.1, 0.2])),
         lambda h: torch.minimum(h.clamp(min=-0.1), torch.tensor([0.1, 0.2])),
@@ -221,6 +225,7 @@ def test_sites_without_a_chosen_unit_are_left_alone() -> None:
         (lambda: edit.clamp(units(1)), RangeError),
         (lambda: edit.clamp(units(1), 1.0, low=0.0), RangeError),
         (lambda: edit.clamp(units(1), low=1.0, high=0.0), RangeError),
+        (lambda: edit.clamp(units(1, 3), low=torch.full((5,), 0.5), high=torch.tensor([0.6, 0.4])), RangeError),
         (lambda: edit.add(units(1), 1.0, basis=torch.ones(4)), ShapeError),
         (lambda: edit.add(units(1, 2), 1.0, basis=torch.ones(2, 5)), RangeError),
         (lambda: edit.add(units(1, 2), torch.ones(3), basis=torch.randn(2, 5)), ShapeError),

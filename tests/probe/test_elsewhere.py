@@ -266,3 +266,11 @@ class TestLanguage:
             for d in (CPU, elsewhere)
         )
         same(there, here)
+
+
+def test_labels_may_stay_in_main_memory(elsewhere):
+    model, x, y = torch.nn.Linear(4, 3), torch.randn(6, 4), torch.randint(3, (6,))
+    here = scores.diagonal_fisher(model, [(x, y)])
+    there = scores.diagonal_fisher(model.to(elsewhere), [(x.to(elsewhere), y)])
+    for name, value in here.items():
+        torch.testing.assert_close(there[name].cpu(), value)

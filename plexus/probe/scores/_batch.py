@@ -74,13 +74,15 @@ def logits_of(output: Any) -> Tensor:
 
 
 def predict(model: nn.Module, batch: Batch, forward: Forward | None = None) -> tuple[Tensor, Tensor | None]:
-    """Logits and the targets in step with them: a causal language model's are shifted by one token."""
+    """Logits and the targets in step with them and where they lie; a causal language model's are shifted by a token."""
+    inputs: Any = {**batch.tensors, **batch.constants} if batch.keyed else batch.tensors["x"]
+    if forward:
+        logits = logits_of(forward(model, inputs))
+    else:
+        logits = logits_of(model(**inputs) if batch.keyed else model(inputs))
+    targets = None if batch.targets is None else batch.targets.to(logits.device)
     if not batch.keyed:
-        x = batch.tensors["x"]
-        return logits_of(forward(model, x) if forward else model(x)), batch.targets
-    inputs = {**batch.tensors, **batch.constants}
-    logits = logits_of(forward(model, inputs) if forward else model(**inputs))
-    targets = batch.targets
+        return logits, targets
     kind = type(model).__name__
     causal = "CausalLM" in kind or "LMHead" in kind
     if targets is None and causal and "input_ids" in batch.tensors:
