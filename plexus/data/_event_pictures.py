@@ -123,7 +123,7 @@ def frames(
         length = max(stream.duration, math.ulp(0.0))
         at = torch.floor(since / length * count).long().clamp(max=count - 1)
     elif window is not None:
-        at = torch.floor(since / window + 1e-9).long()
+        at = stream.shifted(-float(stream.t[0]) if len(stream) else 0.0).steps(window)
         count = int(at[-1]) + 1 if len(stream) else 0
     else:
         assert per_frame is not None

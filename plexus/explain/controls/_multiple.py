@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from plexus.errors import DtypeError, RangeError, ShapeError, UnknownNameError
@@ -63,7 +62,9 @@ def sign_flip(values: ArrayLike, bar: float = 0.0, *, draws: int = 20_000, seed:
 
 
 def _array(values: ArrayLike) -> Floats:
-    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+    """Values as an array; those of a tensor come from wherever it lies. The commands that need no torch import this."""
+    tensor = getattr(values, "detach", None)
+    return np.asarray(values if tensor is None else tensor().cpu(), dtype=np.float64)
 
 
 def _p_values(p_values: ArrayLike) -> Floats:
