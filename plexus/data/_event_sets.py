@@ -24,6 +24,7 @@ from plexus.data._event_stream import EventStream
 from plexus.data._fetch import Archive, fetch
 from plexus.data._images import data_folder
 from plexus.errors import FormatError, RangeError, ShapeError, UnknownNameError, require
+from plexus.units._memory import to_memory
 
 __all__ = ["EventSet", "event_set"]
 
@@ -56,8 +57,7 @@ class EventSet:
     name: str = ""
 
     def __post_init__(self) -> None:
-        for name, numbers in (("label", self.label), ("group", self.group)):
-            object.__setattr__(self, name, None if numbers is None else numbers.cpu())
+        to_memory(self, "label", "group")
         if self.group is not None and len(self.group) != len(self.label):
             raise ShapeError("groups do not match labels", given=(len(self.group), len(self.label)))
 

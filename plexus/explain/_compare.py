@@ -19,7 +19,6 @@ from plexus.explain._measure import (
     check_suite,
     measured,
     random_state,
-    to_memory,
 )
 from plexus.explain.controls._matched import AMONG, matched_random
 from plexus.explain.controls._multiple import adjusted
@@ -27,6 +26,7 @@ from plexus.explain.controls._null import Null, null
 from plexus.probe._progress import tracked
 from plexus.probe._quiet import random_state_kept
 from plexus.units import Scores
+from plexus.units._memory import to_memory
 
 
 @dataclass(frozen=True)

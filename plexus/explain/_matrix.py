@@ -25,13 +25,13 @@ from plexus.explain._measure import (
     items_of,
     random_state,
     run_measure,
-    to_memory,
 )
 from plexus.explain.controls._matched import AMONG, matched_random
 from plexus.explain.controls._null import Null, null
 from plexus.probe._progress import tracked
 from plexus.probe._quiet import random_state_kept
 from plexus.units import Scores
+from plexus.units._memory import to_memory
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

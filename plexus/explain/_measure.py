@@ -78,14 +78,6 @@ def items_of(name: str, value: Any) -> Tensor:
     return items
 
 
-def to_memory(owner: object, *names: str) -> None:
-    """Move tensors of a frozen dataclass to main memory, where results lie."""
-    for name in names:
-        value = getattr(owner, name)
-        if isinstance(value, Tensor):
-            object.__setattr__(owner, name, value.cpu())
-
-
 def check_model(model: object) -> None:
     """Raise `DtypeError` unless it is a torch module."""
     if not isinstance(model, nn.Module):

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from plexus.errors import ShapeError, UnsupportedError, require
-from plexus.explain._measure import to_memory
 from plexus.probe.scores import ConditionUnits
 from plexus.units import Site
+from plexus.units._memory import to_memory
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from plexus.errors import RangeError, UnknownNameError
-from plexus.kernels._draws import uniform
 from plexus.kernels._meta_model import META_DYNAMICS
 from plexus.kernels._neuron import BackendName, Neuron, Slope
+from plexus.units._draws import uniform
 from plexus.units._port import Port
 
 __all__ = ["MetaState", "logistic_noise", "meta"]

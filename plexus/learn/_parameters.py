@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plexus.errors import UnknownNameError
 
-__all__ = ["Parameters", "as_labels", "classifier_tags"]
+__all__ = ["Parameters", "as_array", "classifier_tags"]
 
 
 class Parameters:
@@ -39,8 +39,8 @@ class Parameters:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def as_labels(y: Any) -> NDArray[Any]:
-    """Labels as an array; those of a tensor come from wherever it lies."""
+def as_array(y: Any) -> NDArray[Any]:
+    """Values as an array; those of a tensor come from wherever it lies."""
     return np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import PlexusError, RangeError, UnsupportedError
-from plexus.kernels._draws import drawn_
 from plexus.nn._constraints import Constraint, NonNegative
+from plexus.units._draws import drawn_
 
 __all__ = ["EICurrents", "EILayer", "EIStatistics", "SilentInputWarning"]
 

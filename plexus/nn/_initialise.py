@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnsupportedError
-from plexus.kernels._draws import drawn_
 from plexus.nn._sequential import Sequential, Stateful
 from plexus.nn.neurons import LIF
+from plexus.units._draws import drawn_
 from plexus.units._evaluating import evaluating
 
 __all__ = ["fluctuation_driven_", "init_firing_"]

@@ -27,6 +27,7 @@ from plexus.errors import DtypeError, RangeError, ShapeError, SiteError, Unknown
 from plexus.probe._record import record
 from plexus.probe._softmax import fit_softmax
 from plexus.units import Neurons, Recording, Site
+from plexus.units._memory import to_memory
 
 __all__ = ["Directions", "contrast", "directions", "token_batches"]
 
@@ -58,7 +59,7 @@ class Directions(Mapping[Site, Tensor]):
     model: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "vectors", {site: vector.cpu() for site, vector in self.vectors.items()})
+        to_memory(self, "vectors")
 
     def __getitem__(self, site: Site) -> Tensor:
         if site not in self.vectors:

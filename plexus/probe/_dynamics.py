@@ -21,6 +21,7 @@ from torch import Tensor
 
 from plexus.errors import RangeError, ShapeError
 from plexus.probe._ridge import check_penalties, held_out_errors, ridge_factors
+from plexus.units._draws import random_order
 
 
 class Recurrent(Protocol):
@@ -95,7 +96,7 @@ def memory_capacity(
     squared = _correlation(predicted, wanted) ** 2
     chance = np.zeros_like(squared)
     for _ in range(shuffles):
-        order = torch.randperm(len(wanted), generator=generator, device=generator.device).cpu().numpy()
+        order = random_order(len(wanted), generator).numpy()
         chance += _correlation(predicted, wanted[order]) ** 2 / shuffles
     baseline = float(chance.mean())
     per_delay = torch.from_numpy(squared - baseline)

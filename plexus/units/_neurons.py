@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import DtypeError, FormatError, RangeError, ShapeError, SiteError
+from plexus.units._draws import random_order
 from plexus.units._files import read_json, unwrap, wrap, write_json
 from plexus.units._paths import unwrap as inside
 from plexus.units._paths import walk
@@ -184,7 +185,7 @@ class Neurons:
                     given=f"{count} to draw, {len(pool)} of {len(mask)} allowed",
                     mend="choose fewer units, or draw without excluding",
                 )
-            order = torch.randperm(len(pool), generator=generator, device=generator.device).cpu()
+            order = random_order(len(pool), generator)
             drawn[site] = torch.zeros_like(mask)
             drawn[site][pool[order[:count]]] = True
         return Neurons(drawn, self._model)

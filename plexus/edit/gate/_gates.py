@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from plexus.errors import RangeError
+from plexus.units._draws import uniform
 
 __all__ = ["annealed", "gumbel_gate", "hard_gate", "sigmoid_gate", "straight_through", "top_k_gate"]
 
@@ -73,9 +74,8 @@ def gumbel_gate(
         >>> abs(opened.item() - torch.tensor(1.0).sigmoid().item()) < 0.02
         True
     """
-    device = logits.device if generator is None else generator.device
-    uniform = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=device).to(logits.device)
-    soft = sigmoid_gate(logits + torch.logit(uniform, eps=torch.finfo(logits.dtype).eps), 0.0, temperature)
+    drawn = uniform(logits.shape, dtype=logits.dtype, device=logits.device, generator=generator)
+    soft = sigmoid_gate(logits + torch.logit(drawn, eps=torch.finfo(logits.dtype).eps), 0.0, temperature)
     return straight_through(hard_gate(soft, 0.5), soft) if hard else soft
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plexus.units._draws import random_order
+
 __all__ = ["at_random", "largest", "put"]
 
 
@@ -23,7 +25,7 @@ def largest(score: Tensor, among: Tensor, k: int, generator: torch.Generator) ->
         [2]
     """
     places = among.flatten().nonzero().squeeze(1)
-    places = places[_order(len(places), generator).to(places.device)]
+    places = places[random_order(len(places), generator).to(places.device)]
     values = score.flatten()[places].nan_to_num(nan=-torch.inf)
     return places[values.argsort(descending=True, stable=True)[:k]]
 
@@ -36,7 +38,7 @@ def at_random(among: Tensor, k: int, generator: torch.Generator) -> Tensor:
         [1]
     """
     places = among.flatten().nonzero().squeeze(1)
-    return places[_order(len(places), generator)[:k].to(places.device)]
+    return places[random_order(len(places), generator)[:k].to(places.device)]
 
 
 def put(tensor: Tensor, places: Tensor, value: bool) -> None:
@@ -49,7 +51,3 @@ def put(tensor: Tensor, places: Tensor, value: bool) -> None:
         [[False, False], [True, False], [False, False]]
     """
     tensor[torch.unravel_index(places, tensor.shape)] = value
-
-
-def _order(count: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(count, generator=generator, device=generator.device)

@@ -28,6 +28,7 @@ from plexus.probe._collect import Positions
 from plexus.probe._directions import classes
 from plexus.probe._softmax import fit_softmax
 from plexus.units import Neurons, Recording, Site
+from plexus.units._memory import to_memory
 
 __all__ = ["ClusteredDirections", "choose"]
 
@@ -58,8 +59,7 @@ class ClusteredDirections:
     model: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("directions", "lengths", "weight", "bias", "clusters"):
-            object.__setattr__(self, name, {site: part.cpu() for site, part in getattr(self, name).items()})
+        to_memory(self, "directions", "lengths", "weight", "bias", "clusters")
 
     @classmethod
     def fit(

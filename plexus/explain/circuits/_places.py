@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from plexus.errors import DtypeError, RangeError, ShapeError, SiteError, UnknownNameError, require
-from plexus.explain._measure import to_memory
 from plexus.explain.circuits._rows import ALL
 from plexus.explain.controls._multiple import sign_flip
 from plexus.units import Scores, Site
+from plexus.units._memory import to_memory
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -17,6 +17,7 @@ from torch import Tensor
 from plexus.edit import Edit
 from plexus.errors import DtypeError, RangeError, ShapeError, SiteError
 from plexus.units import Neurons, Scores, Site
+from plexus.units._draws import random_order
 
 AMONG = 10
 """How many of the most similar units a stand-in is drawn from."""
@@ -129,7 +130,7 @@ def stand_in_map(
         for site, size in chosen.sizes.items():
             other = drawn.indices(site)
             place[site] = torch.arange(size)
-            place[site][chosen.indices(site)] = other[_shuffle(len(other), generator)]
+            place[site][chosen.indices(site)] = other[random_order(len(other), generator)]
         return StandIns(place)
     _check_match(match, among, tolerance)
     banned = chosen if exclude is True else exclude
@@ -192,7 +193,7 @@ def _alike(
         )
     place = torch.arange(size)
     spread = float(scores.std(correction=0))
-    for unit in own[_shuffle(len(own), generator)].tolist():  # in random order, so that none is served first always
+    for unit in own[random_order(len(own), generator)].tolist():  # in random order, so that none is served first always
         distance = torch.where(free, (scores - scores[unit]).abs(), torch.inf)
         near = torch.argsort(distance, stable=True)[: min(among, int(free.sum()))]
         if tolerance is not None:
@@ -207,10 +208,6 @@ def _alike(
         pick = int(near[int(torch.randint(len(near), (1,), generator=generator, device=generator.device))])
         place[unit], free[pick] = pick, False
     return place
-
-
-def _shuffle(count: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(count, generator=generator, device=generator.device).cpu()
 
 
 def _scores_at(scores: Scores, site: Site, size: int) -> Tensor:

@@ -21,6 +21,7 @@ from plexus.errors import DtypeError, RangeError, ShapeError, UnknownNameError
 from plexus.explain.controls._multiple import benjamini_hochberg
 from plexus.explain.controls._null import Null, null
 from plexus.units import Neurons, Scores, Site
+from plexus.units._draws import random_order
 
 
 def shuffled(labels: Tensor, generator: torch.Generator, *, within: Tensor | None = None) -> Tensor:
@@ -45,7 +46,7 @@ def shuffled(labels: Tensor, generator: torch.Generator, *, within: Tensor | Non
         raise ShapeError("there are no labels to shuffle", given=tuple(labels.shape))
     if not isinstance(generator, torch.Generator):
         raise DtypeError("a shuffle needs a torch.Generator", given=type(generator).__name__)
-    order = torch.randperm(len(labels), generator=generator, device=generator.device).cpu()
+    order = random_order(len(labels), generator)
     if within is None:
         return labels[order]
     group = torch.as_tensor(within).cpu()

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from plexus.errors import PlexusError, RangeError, ShapeError, UnknownNameError, UnsupportedError
-from plexus.kernels._draws import uniform
 from plexus.kernels._reservoir import homeostatic_steps
 from plexus.nn.reservoirs._echo_state import EchoState, dale_signs
 from plexus.probe._dynamics import EchoCheck, echo_state
+from plexus.units._draws import uniform
 
 
 class ChaoticReservoirError(PlexusError, RuntimeError):

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnsupportedError
-from plexus.kernels._draws import uniform
-from plexus.learn._parameters import Parameters, as_labels, classifier_tags
+from plexus.learn._parameters import Parameters, as_array, classifier_tags
 from plexus.nn import MetaNeuron, intrinsic_parameters
+from plexus.units._draws import random_order, uniform
 
 __all__ = ["Tempotron"]
 
@@ -107,7 +107,7 @@ class Tempotron(Parameters):
                 given=self,
                 expected="rate > 0, intrinsic_rate >= 0, batch >= 1, 0 <= momentum < 1",
             )
-        labels = as_labels(y)
+        labels = as_array(y)
         if labels.shape != (len(x),):
             raise ShapeError("labels do not match samples", given=labels.shape, expected=(len(x),))
         self.classes_, index = np.unique(labels, return_inverse=True)
@@ -127,7 +127,7 @@ class Tempotron(Parameters):
         self.errors_ = []
         for _ in range(self.epochs):
             wrong = 0.0
-            order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
+            order = random_order(len(x), generator).to(x.device)
             for rows in order.split(self.batch):
                 optimizer.zero_grad()
                 loss, errors = self._loss(x[rows], goal[rows], generator)
@@ -227,7 +227,7 @@ class Tempotron(Parameters):
 
     def score(self, X: Any, y: Any) -> float:
         """Share of samples whose label is right."""
-        return float((self.predict(X) == as_labels(y)).mean())
+        return float((self.predict(X) == as_array(y)).mean())
 
     @torch.no_grad()
     def spikes(self, X: Any) -> Tensor:

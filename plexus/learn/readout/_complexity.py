@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError, UnknownNameError, require
-from plexus.learn._parameters import Parameters, as_labels, classifier_tags
+from plexus.learn._parameters import Parameters, as_array, classifier_tags
 from plexus.nn._places import device_of
 from plexus.probe.information import entropy_rate_bound, lz_complexity
 
@@ -97,7 +97,7 @@ class LZCClassifier(Parameters):
         """Measure the samples and fit the classifier."""
         if self.base not in ("centroid", "logistic"):
             raise UnknownNameError.among("base classifier", self.base, ("centroid", "logistic"))
-        features, labels = self.transform(X), as_labels(y)
+        features, labels = self.transform(X), as_array(y)
         if labels.shape != (len(features),):
             raise ShapeError("labels do not match samples", given=labels.shape, expected=(len(features),))
         self.classes_ = np.unique(labels)
@@ -128,4 +128,4 @@ class LZCClassifier(Parameters):
 
     def score(self, X: Any, y: Any) -> float:
         """Share of samples whose label is right."""
-        return float((self.predict(X) == as_labels(y)).mean())
+        return float((self.predict(X) == as_array(y)).mean())

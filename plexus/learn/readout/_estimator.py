@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from plexus.errors import PlexusError, RangeError, ShapeError
-from plexus.learn._parameters import Parameters
+from plexus.learn._parameters import Parameters, as_array
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +51,7 @@ class Readout(Parameters):
         """Coefficient of determination R², mean over targets; 1 is perfect, 0 as good as the mean."""
         predicted = self.predict(X)
         wanted = _targets(y, len(predicted)).reshape(len(predicted), -1)
-        weights = np.ones(len(wanted)) if sample_weight is None else _array(sample_weight).astype(np.float64)
+        weights = np.ones(len(wanted)) if sample_weight is None else as_array(sample_weight).astype(np.float64)
         residual = np.average((wanted - predicted.reshape(wanted.shape)) ** 2, 0, weights)
         spread = np.average((wanted - np.average(wanted, 0, weights)) ** 2, 0, weights)
         perfect = (residual == 0).astype(float)
@@ -68,7 +68,7 @@ class Readout(Parameters):
         if hasattr(values, "tocsr") or type(values).__module__.startswith("scipy.sparse"):
             raise TypeError("sparse input is not supported by a readout; pass a dense array (X.toarray())")
         names = _column_names(values)
-        x = _array(values)
+        x = as_array(values)
         if np.iscomplexobj(x):
             raise RangeError("Complex data not supported by a readout", given=x.dtype)
         x = np.asarray(x, dtype=np.float64)
@@ -111,16 +111,11 @@ class Readout(Parameters):
         return weight.to(dtype), torch.from_numpy(np.atleast_1d(self.intercept_).astype(np.float64)).to(dtype)
 
 
-def _array(values: Any) -> NDArray[Any]:
-    """Values as an array; those of a tensor come from wherever it lies."""
-    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
-
-
 def _targets(values: Any, rows: int) -> Floats:
     """y as float64 `[row]` or `[row, target]`, checked."""
     if values is None:
         raise RangeError("requires y to be passed, but the target y is None")
-    y = _array(values)
+    y = as_array(values)
     if np.iscomplexobj(y):
         raise RangeError("Complex data not supported by a readout", given=y.dtype)
     y = np.asarray(y, dtype=np.float64)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from plexus.errors import RangeError, ShapeError
 from plexus.probe.scores._batch import IGNORED, Batch, Forward, cross_entropy, predict
+from plexus.units._draws import random_order
 from plexus.units._evaluating import evaluating
 
 
@@ -32,7 +33,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.y)
         draw = self.generator
-        order = torch.arange(n) if draw is None else torch.randperm(n, generator=draw, device=draw.device)
+        order = torch.arange(n) if draw is None else random_order(n, draw)
         for index in order.to(self.x.device).split(self.size):
             if len(index):
                 yield self.x[index], self.y[index.to(self.y.device)]

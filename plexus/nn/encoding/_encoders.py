@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from plexus.errors import DtypeError, RangeError, ShapeError
-from plexus.kernels._draws import uniform
+from plexus.units._draws import uniform
 
 __all__ = ["delta", "direct", "latency", "poisson", "rate"]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from plexus.errors import DtypeError, RangeError, ShapeError, SiteError, UnsupportedError
 from plexus.units import Recording, Site
+from plexus.units._draws import random_order
 
 __all__ = ["Feed", "Held", "Source", "Streamed", "feed_of", "pieces_of", "site_of"]
 
@@ -48,7 +49,7 @@ class Held:
     def draw(self) -> Tensor | None:
         # the last rows of a round that fill no batch sit it out; the order changes, so they come next time
         if self.at + self.batch > len(self.order):
-            self.order, self.at = order_of(self.first.shape[1], self.generator), 0
+            self.order, self.at = random_order(self.first.shape[1], self.generator), 0
         index = self.order[self.at : self.at + self.batch]
         self.at += self.batch
         return self.first[:, index.to(self.first.device)]
@@ -134,7 +135,7 @@ class Streamed:
             self.spare = self.spare[missing:]
             missing -= len(rest[-1])
         rows = torch.cat(rest) if rest else torch.empty(0)
-        self.buffer, self.at = rows[order_of(len(rows), self.generator)], 0
+        self.buffer, self.at = rows[random_order(len(rows), self.generator)], 0
 
     def _pieces(self, open_stream: Callable[[], Iterator[Tensor]], again: bool, held_out: int) -> Iterator[Tensor]:
         first = True
@@ -197,7 +198,7 @@ def split(samples: Tensor, held_out: float | int, generator: torch.Generator) ->
             "rows to hold out are a count or a share below 1", given=held_out, expected=f"of {len(samples)} rows"
         )
     distinct, which = samples.unique(return_inverse=True)
-    order = order_of(len(distinct), generator)
+    order = random_order(len(distinct), generator)
     rank = torch.empty_like(order).scatter(0, order, torch.arange(len(order)))
     sizes = torch.bincount(which, minlength=len(distinct))[order].cumsum(0)
     # whole samples until the count is reached
@@ -206,11 +207,6 @@ def split(samples: Tensor, held_out: float | int, generator: torch.Generator) ->
     if bool(back.all()):
         raise RangeError("holding out whole samples leaves none to train on", given=f"{len(distinct)} samples")
     return (~back).nonzero().squeeze(1), back.nonzero().squeeze(1)
-
-
-def order_of(count: int, generator: torch.Generator) -> Tensor:
-    """A random order of so many rows, in main memory, wherever the generator draws."""
-    return torch.randperm(count, generator=generator, device=generator.device).cpu()
 
 
 def pieces_of(source: Source, site: Site | None) -> Iterator[Tensor]:

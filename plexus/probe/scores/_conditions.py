@@ -23,6 +23,7 @@ from torch import Tensor
 from plexus.errors import DtypeError, RangeError, ShapeError, UnsupportedError
 from plexus.probe.scores._source import Features, Piece, Reading, Source
 from plexus.units import Scores, Site, Table
+from plexus.units._memory import to_memory
 from plexus.units._recording import Labels
 
 Tokens = Tensor | Callable[[Table], Tensor]
@@ -52,8 +53,7 @@ class ActivationCounts:
     model: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("active", "rows"):
-            object.__setattr__(self, name, {site: counts.cpu() for site, counts in getattr(self, name).items()})
+        to_memory(self, "active", "rows")
 
     @property
     def probability(self) -> Scores:

@@ -7,7 +7,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["drawn_", "uniform"]
+__all__ = ["drawn_", "random_order", "uniform"]
+
+
+def random_order(count: int, generator: torch.Generator) -> Tensor:
+    """The numbers below `count` in random order, in main memory, wherever the generator draws.
+
+    Examples:
+        >>> random_order(3, torch.Generator().manual_seed(0)).sort().values
+        tensor([0, 1, 2])
+    """
+    return torch.randperm(count, generator=generator, device=generator.device).cpu()
 
 
 def uniform(
